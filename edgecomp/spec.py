@@ -203,12 +203,14 @@ class Candidate:
 
     `module`: a `torch.nn.Module` in eval mode. `inputs`: its inputs, batch dimension first (1).
     `quantization`: None, or the plan; the module is then the captured float graph that the plan names.
+    `original`: the float module that the chain started from (teacher and reference), or None.
     """
 
     module: Any
     inputs: tuple[TensorSpec, ...]
     quantization: QuantizationPlan | None = None
     history: tuple[StepRecord, ...] = ()
+    original: Any = None
 
 
 @dataclass(frozen=True)
