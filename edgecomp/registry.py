@@ -1,7 +1,7 @@
 """Name -> class by entry point. Import-light: a class is loaded when its name is asked for, not before.
 
-Groups: `edgecomp.exporters`, `edgecomp.runtimes`, `edgecomp.devices`, `edgecomp.steps`. Built-ins enter
-by the same door as third-party packages.
+Groups: `edgecomp.exporters`, `edgecomp.runtimes`, `edgecomp.devices`, `edgecomp.steps`,
+`edgecomp.data`. Built-ins enter by the same door as third-party packages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ _EXTRA_OF = {
     "ssh": "ssh",
     "adb": "adb",
 }
-_KIND_OF = {"exporters": "target", "runtimes": "runtime", "devices": "device kind", "steps": "step"}
+_KIND_OF = {
+    "exporters": "target",
+    "runtimes": "runtime",
+    "devices": "device kind",
+    "steps": "step",
+    "data": "data source",
+}
 
 
 @dataclass(frozen=True)
