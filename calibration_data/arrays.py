@@ -109,8 +109,8 @@ class Arrays(IndexedSource):
         pictures = [a[:, :, 0] if a.ndim == 3 and a.shape[2] == 1 else a for a in array]
         if pictures[0].ndim == 3 and pictures[0].shape[2] != 3:
             raise DataError(
-                f"{self.inputs[0].name} has pictures of shape {array.shape[1:]}; expected [H, W, 3] or [H, W] "
-                "in 8 bits for a preprocessing to apply to: store NHWC, or floats as the model takes them"
+                f"{self.inputs[0].name} has pictures of shape {array.shape[1:]}; expected [H, W, 3] or "
+                "[H, W] in 8 bits, for a preprocessing to apply to: store NHWC, or floats that are ready"
             )
         samples = [picture.prepare(Image.fromarray(p), how) for p in pictures]
         return stack(samples, [f"sample {i}" for i in range(len(samples))])

@@ -185,7 +185,7 @@ def _parts(sample: Any, name: str) -> tuple[tuple[np.ndarray, ...], np.ndarray |
 
 
 def _array(value: Any) -> np.ndarray:
-    """Array or tensor -> array; float64 becomes float32. A torch tensor is detached without importing torch."""
+    """Array or tensor -> array, float64 -> float32. A torch tensor is detached, without importing torch."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     array = np.asarray(value)

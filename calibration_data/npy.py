@@ -51,8 +51,8 @@ class RowReader:
         total = self._row_bytes * len(self)
         if self.fortran and total > KEEP_BYTES:
             raise DataError(
-                f"{self.name} is stored in Fortran order and is {total >> 20} MB: its rows cannot be read one "
-                "by one; save it with numpy.ascontiguousarray"
+                f"{self.name} is stored in Fortran order and is {total >> 20} MB: its rows cannot be read "
+                "one by one; save it with numpy.ascontiguousarray"
             )
         return total <= KEEP_BYTES
 
