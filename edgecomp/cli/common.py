@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import click
 import yaml
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from edgecomp import files
 from edgecomp.errors import InputError
@@ -23,6 +22,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Tables are not squeezed into 80 columns when nobody is looking at a terminal.
 _PIPE_WIDTH = 160
+
+
+class _Console(Console):
+    """Rich's console exits with 1 when the reader goes away; that is a failed gate's code here."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def stdout() -> Console:
@@ -38,15 +44,7 @@ def stderr() -> Console:
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return Console(stderr=stderr, width=width, markup=False, highlight=False, emoji=False)
-
-
-def progress() -> Progress:
-    """Progress bars on stderr; silent in a pipe and under NO_COLOR."""
-    console = stderr()
-    hidden = not console.is_terminal or console.no_color
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=hidden)
+    return _Console(stderr=stderr, width=width, markup=False, highlight=False, emoji=False)
 
 
 def json_option(command: F) -> F:
