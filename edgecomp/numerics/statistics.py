@@ -6,7 +6,7 @@ give the same interval.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,9 +55,8 @@ class Interval:
         return self.low <= value <= self.high
 
 
-def _resampled_rows(size: int, resamples: int, block: int, seed: int) -> np.ndarray:
+def _resampled_rows(size: int, resamples: int, block: int, generator: np.random.Generator) -> np.ndarray:
     """Row numbers [resamples, size] of a circular moving-block bootstrap (Politis and Romano, 1992)."""
-    generator = np.random.default_rng(seed)
     blocks = -(-size // block)
     starts = generator.integers(0, size, (resamples, blocks, 1))
     rows = (starts + np.arange(block)) % size
@@ -77,14 +76,33 @@ def median_interval(
     samples: Samples,
     *,
     confidence: float = 0.95,
-    resamples: int = 2000,
+    resamples: int | None = None,
     block: int | None = None,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of the median. `block=1` draws single samples (independent ones)."""
+    """Percentile bootstrap interval of the median. `block=1` draws single samples (independent ones).
+
+    `resamples`: 2000, fewer (at least 200) for more than 20,000 samples.
+    """
     values = _checked(samples)
-    rows = _resampled_rows(values.size, resamples, block or block_length(values.size), seed)
-    return _ends(np.median(values[rows], axis=1), confidence)
+    medians = [np.median(values[rows], axis=1) for rows in _pieces(values.size, resamples, block, seed)]
+    return _ends(np.concatenate(medians), confidence)
+
+
+# Values that are drawn in all, and at a time: they bound the seconds and the memory of a bootstrap.
+_DRAWS = 40_000_000
+_DRAWS_AT_ONCE = 2_000_000
+
+
+def _pieces(size: int, resamples: int | None, block: int | None, seed: int) -> Iterator[np.ndarray]:
+    """The rows of all resamples, [some, size] at a time. Raises ValueError for fewer than one."""
+    count = min(2000, max(200, _DRAWS // size)) if resamples is None else resamples
+    if count < 1:
+        raise ValueError(f"resamples is {count}; expected 1 or more")
+    at_once = max(1, _DRAWS_AT_ONCE // size)
+    generator = np.random.default_rng(seed)
+    for start in range(0, count, at_once):
+        yield _resampled_rows(size, min(at_once, count - start), block or block_length(size), generator)
 
 
 def _ends(estimates: np.ndarray, confidence: float) -> Interval:
@@ -108,7 +126,7 @@ def compare_medians(
     b: Samples,
     *,
     confidence: float = 0.95,
-    resamples: int = 2000,
+    resamples: int | None = None,
     block: int | None = None,
     seed: int = 0,
 ) -> Comparison:
@@ -122,9 +140,11 @@ def compare_medians(
         raise ValueError(f"{first.size} and {second.size} samples; interleaved series have one length")
     if np.any(first <= 0) or np.any(second <= 0):
         raise ValueError("a time is zero or negative; a ratio of medians needs positive samples")
-    rows = _resampled_rows(first.size, resamples, block or block_length(first.size), seed)
-    ratios = np.median(second[rows], axis=1) / np.median(first[rows], axis=1)
-    interval = _ends(ratios, confidence)
+    ratios = [
+        np.median(second[rows], axis=1) / np.median(first[rows], axis=1)
+        for rows in _pieces(first.size, resamples, block, seed)
+    ]
+    interval = _ends(np.concatenate(ratios), confidence)
     faster: Literal["a", "b"] | None = None
     if interval.low > 1:
         faster = "a"
@@ -160,13 +180,16 @@ class Noise:
     spread: float
 
 
-def noise(samples: Samples, *, seed: int = 0) -> Noise:
-    """The noise verdict of a series of positive times, in the order in which they were measured."""
+def noise(samples: Samples, *, interval: Interval | None = None) -> Noise:
+    """The noise verdict of a series of positive times, in the order in which they were measured.
+
+    `interval`: that of the median, when it is known already.
+    """
     values = _checked(samples)
     median = float(np.median(values))
     if median <= 0:
         raise ValueError(f"the median is {median}; times must be positive")
-    interval = median_interval(values, seed=seed)
+    interval = interval or median_interval(values)
     width = (interval.high - interval.low) / median
     third = max(1, values.size // 3)
     drift = float(np.median(values[-third:]) / np.median(values[:third])) - 1

@@ -33,7 +33,7 @@ def test_percentile_outside_its_domain() -> None:
 
 
 def test_resampled_rows_are_whole_blocks() -> None:
-    rows = statistics._resampled_rows(9, 4, 3, seed=1)
+    rows = statistics._resampled_rows(9, 4, 3, np.random.default_rng(1))
     assert rows.shape == (4, 9)
     for row in rows:
         for block in row.reshape(3, 3):
@@ -49,6 +49,13 @@ def test_interval_is_reproducible_and_holds_the_median() -> None:
     first = statistics.median_interval(samples)
     assert first == statistics.median_interval(samples)
     assert float(np.median(samples)) in first
+
+
+def test_many_samples_are_drawn_in_pieces() -> None:
+    pieces = list(statistics._pieces(300_000, None, None, 0))
+    assert sum(len(rows) for rows in pieces) == 200 and max(rows.size for rows in pieces) <= 2_000_000
+    with pytest.raises(ValueError, match="resamples is 0"):
+        statistics.median_interval([1.0], resamples=0)
 
 
 def test_interval_covers_the_true_median_about_as_often_as_it_says() -> None:
