@@ -170,9 +170,7 @@ def profile_table(profiles: list[dict[str, Any]]) -> Group:
         table.add_column(name, justify="right")
     for p in profiles:
         table.add_row(*profile_row(p))
-    notes = [
-        Text(f"{Path(p['artifact']).name} on {p['device']['name']}: {note(p)}") for p in facts["profiles"]
-    ]
+    notes = [Text(f"{Path(p['artifact']).name} on {p['device']['name']}: {note(p)}") for p in profiles]
     return Group(table, *notes, *[Text(line) for p in profiles for line in slowest(p)])
 
 
