@@ -101,10 +101,14 @@ def expected_calibration_error(probability: np.ndarray, targets: np.ndarray, *, 
     `probability` [N, classes], `targets` [N].
     """
     p = np.asarray(probability, np.float64)
-    confidence, hit = p.max(axis=1), p.argmax(axis=1) == targets
+    return calibration_error(p.max(axis=1), p.argmax(axis=1) == targets, bins=bins)
+
+
+def calibration_error(confidence: np.ndarray, hit: np.ndarray, *, bins: int = 15) -> float:
+    """The same from the confidence [N] of each prediction and whether it was right [N]."""
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(which, weights=hit - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(p))
+    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def brier(probability: np.ndarray, targets: np.ndarray) -> float:

@@ -1,0 +1,158 @@
+"""Gates: `top1_agreement >= 0.98`, `sqnr_db > 20`, `metric.delta.low >= -0.01`, `size_bytes < 2MB`.
+
+    EXPR   = NAME OP NUMBER [UNIT]
+    NAME   = a key of the parity entry, dots between levels: metric.delta, flips.negative,
+             optimized.sqnr_db; then .low or .high for the end of its 95 % interval, or .point
+    OP     = >= | > | <= | < | == | !=
+    UNIT   = % | dB | B | kB | MB | GB | KiB | MiB | GiB
+
+A share or a difference of shares counts as passed only when there are enough samples for a verdict: as many
+as a flawless result would need for its interval to exclude the bound. `.point` waives that.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgecomp.errors import InputError, UnknownNameError
+from edgecomp.numerics.metrics import Z95
+
+_EXPR = re.compile(
+    r"\s*(?P<name>[A-Za-z_][\w.\-/]*)\s*(?P<op>>=|<=|==|!=|>|<)\s*"
+    r"(?P<number>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)\s*(?P<unit>%|[A-Za-z]+)?\s*"
+)
+_OPS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_UNITS = {
+    "%": 0.01,
+    "dB": 1.0,
+    "B": 1.0,
+    "kB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "KiB": 2.0**10,
+    "MiB": 2.0**20,
+    "GiB": 2.0**30,
+}
+_ENDS = {"low": 0, "high": 1}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition. `end`: the end of the interval that is looked at, "point", or "" (point, guarded)."""
+
+    expr: str
+    name: str
+    end: str
+    op: str
+    bound: float
+
+    def check(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """`expr`, `value`, `passed`, `reason` (None when it passed). Raises UnknownNameError, InputError.
+
+        `facts`: the parity entry; `facts["intervals"]` maps names to (low, high); `facts["samples"]`.
+        """
+        value = self._value(facts)
+        if value is None or math.isnan(value):
+            return self._result(None, False, f"{self.name} was not measured: it needs targets in the data")
+        if not _OPS[self.op](value, self.bound):
+            return self._result(
+                value, False, f"{self.name} is {value:.6g}; the gate asks {self.op} {self.bound:g}"
+            )
+        needed = self._samples_needed(facts)
+        if needed > facts.get("samples", 0):
+            reason = (
+                f"{facts.get('samples', 0)} samples are too few for a verdict on {self.expr!r}: "
+                f"at least {needed} are needed"
+            )
+            return self._result(value, False, reason)
+        return self._result(value, True, None)
+
+    def _result(self, value: float | None, passed: bool, reason: str | None) -> dict[str, Any]:
+        return {"expr": self.expr, "value": value, "passed": passed, "reason": reason}
+
+    def _value(self, facts: Mapping[str, Any]) -> float | None:
+        if self.end in _ENDS:
+            intervals = facts.get("intervals", {})
+            if self.name not in intervals:
+                known = [f"{n}.{self.end}" for n in intervals]
+                raise UnknownNameError("gate value", f"{self.name}.{self.end}", known)
+            ends = intervals[self.name]
+            return None if ends is None else float(ends[_ENDS[self.end]])
+        return lookup(facts, self.name)
+
+    def _samples_needed(self, facts: Mapping[str, Any]) -> int:
+        """Where a flawless result excludes the bound: z^2 (1 - margin) / margin (Wilson, Tango)."""
+        if self.end or self.name not in facts.get("shares", ()):
+            return 0
+        margin = abs(self.bound) if "delta" in self.name or "drop" in self.name else 1 - self.bound
+        if self.op not in (">=", ">") or not 0 < margin < 1:
+            return 0
+        return math.ceil(Z95 * Z95 * (1 - margin) / margin)
+
+
+def parse(expr: str) -> Gate:
+    """Read one gate. Raises InputError that says what a gate looks like."""
+    match = _EXPR.fullmatch(expr)
+    if match is None:
+        raise InputError(
+            f"gate {expr!r} is not understood; expected NAME OP NUMBER, such as 'top1_agreement >= 0.98', "
+            "'sqnr_db > 20', 'metric.delta.low >= -0.01' or 'size_bytes < 2MB'"
+        )
+    unit = match["unit"]
+    if unit is not None and unit not in _UNITS:
+        raise InputError(f"gate {expr!r} has the unit {unit!r}; expected one of {', '.join(_UNITS)}")
+    name, _, end = match["name"].rpartition(".")
+    if not name or end not in (*_ENDS, "point"):
+        name, end = match["name"], ""
+    bound = float(match["number"]) * (_UNITS[unit] if unit else 1.0)
+    return Gate(expr.strip(), name, end, match["op"], bound)
+
+
+def parse_all(exprs: Sequence[str]) -> list[Gate]:
+    return [parse(e) for e in exprs]
+
+
+def lookup(facts: Mapping[str, Any], name: str) -> float | None:
+    """The number at a dotted path. None when a level was not measured. Raises UnknownNameError."""
+    value: Any = facts
+    for depth, part in enumerate(name.split(".")):
+        if value is None:
+            return None
+        if not isinstance(value, Mapping) or part not in value:
+            known = (
+                list(numbers(facts))
+                if depth == 0 or not isinstance(value, Mapping)
+                else [".".join([*name.split(".")[:depth], k]) for k in value]
+            )
+            raise UnknownNameError("gate value", name, known)
+        value = value[part]
+    if value is None:
+        return None
+    if not isinstance(value, int | float):
+        raise InputError(f"gate value {name!r} is not a number; name one of {', '.join(numbers(facts))}")
+    return float(value)
+
+
+def numbers(facts: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of all numbers (and of what could be one, None) among the facts."""
+    found: list[str] = []
+    for key, value in facts.items():
+        if key in ("intervals", "shares"):
+            continue
+        if isinstance(value, Mapping):
+            found += numbers(value, f"{prefix}{key}.")
+        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            found.append(prefix + key)
+    return found

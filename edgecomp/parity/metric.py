@@ -1,0 +1,124 @@
+"""Task metrics: what "as good as the float model" means for a kind of model.
+
+A metric reduces each sample to a row of sufficient statistics and computes its value from any set of such
+rows. That is all that slices, corruptions and paired intervals need, and outputs are never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from edgecomp.errors import DataError
+from edgecomp.numerics import metrics
+
+
+class Metric(Protocol):
+    """`binary`: each state is one 0 or 1 and the value is their mean (its interval is then exact)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def higher_is_better(self) -> bool: ...
+
+    @property
+    def binary(self) -> bool: ...
+
+    def states(self, outputs: Sequence[np.ndarray], targets: np.ndarray) -> np.ndarray:
+        """Sufficient statistics [N, K] (or an object array [N]) of a batch of outputs and its targets."""
+        ...
+
+    def value(self, states: np.ndarray) -> float:
+        """The metric over these rows, in its own unit."""
+        ...
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of samples whose target is among the `k` largest scores [N, classes]; ties count as the first."""
+
+    k: int = 1
+    higher_is_better: bool = True
+    binary: bool = True
+
+    @property
+    def name(self) -> str:
+        return "accuracy" if self.k == 1 else f"top{self.k}_accuracy"
+
+    def states(self, outputs: Sequence[np.ndarray], targets: np.ndarray) -> np.ndarray:
+        scores = outputs[0]
+        expect(self.name, scores, "[N, classes]", scores.ndim == 2, targets, "[N]", targets.ndim == 1)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : self.k]
+        return (best == targets[:, None]).any(axis=1).astype(np.float64)[:, None]
+
+    def value(self, states: np.ndarray) -> float:
+        return float(states.mean())
+
+
+@dataclass(frozen=True)
+class RootMeanSquare:
+    """Root of the mean squared error of a regression; outputs and targets have one shape, [N, ...]."""
+
+    name: str = "rmse"
+    higher_is_better: bool = False
+    binary: bool = False
+
+    def states(self, outputs: Sequence[np.ndarray], targets: np.ndarray) -> np.ndarray:
+        values = outputs[0].reshape(len(outputs[0]), -1).astype(np.float64)
+        wanted = targets.reshape(len(targets), -1)
+        same = values.shape == wanted.shape
+        expect(self.name, outputs[0], "[N, ...]", same, targets, "of the same shape", same)
+        return np.mean((values - wanted) ** 2, axis=1)[:, None]
+
+    def value(self, states: np.ndarray) -> float:
+        return float(np.sqrt(states.mean()))
+
+
+def expect(
+    name: str,
+    output: np.ndarray,
+    wanted: str,
+    fits: bool,
+    targets: np.ndarray,
+    target_shape: str,
+    right: bool,
+) -> None:
+    """Raise DataError when outputs or targets have not the form that a metric needs."""
+    if fits and right:
+        return
+    raise DataError(
+        f"metric {name!r} needs outputs {wanted} and targets {target_shape}; outputs have shape "
+        f"{output.shape}, targets {targets.shape}: choose another metric, or correct the data"
+    )
+
+
+def infer(outputs: Sequence[np.ndarray], targets: np.ndarray | None) -> Metric | None:
+    """The metric that fits the shapes: accuracy for class numbers, RMSE for floats; None without targets."""
+    if targets is None:
+        return None
+    whole = targets.dtype.kind in "iu"
+    if whole and targets.ndim == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1:
+        return Accuracy()
+    if outputs[0].size == targets.size:
+        return RootMeanSquare()
+    return None
+
+
+def difference_interval(
+    metric: Metric, reference: np.ndarray, test: np.ndarray, *, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of value(test) - value(reference) over the same samples.
+
+    Tango's score interval for a binary metric, else a paired bootstrap of the samples.
+    """
+    if metric.binary:
+        gained = int(np.sum((test > 0.5) & (reference < 0.5)))
+        lost = int(np.sum((test < 0.5) & (reference > 0.5)))
+        return metrics.paired_difference_interval(gained, lost, len(test))
+    return metrics.bootstrap_interval(
+        lambda rows: metric.value(test[rows]) - metric.value(reference[rows]), len(test), seed=seed
+    )
