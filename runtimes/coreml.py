@@ -70,7 +70,7 @@ class ReferenceSession:
         return self.package.outputs
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Arrays as `inputs` says; returns arrays as `outputs` says. Raises DataError when they do not fit."""
+        """Arrays go in and out as `inputs` and `outputs` say. Raises DataError when they do not fit."""
         values = self._execute(arrays, keep=False)
         return [values[o.name].numpy().astype(o.dtype) for o in self.outputs]
 

@@ -125,8 +125,8 @@ def resample(
     modes = {"constant": "zeros", "border": "border", "reflection" if aligned else "symmetric": "reflection"}
     if padding_mode not in modes:
         raise ArtifactError(
-            f"resample with padding_mode {padding_mode!r} and align_corners={aligned} is not supported by the "
-            "reference executor; expected constant, border, or the reflection that align_corners gives"
+            f"resample with padding_mode {padding_mode!r} and align_corners={aligned} is not supported by "
+            "the reference executor; expected constant, border, or the reflection that align_corners gives"
         )
     places = coordinates.float()
     if coordinates_mode == "unnormalized":

@@ -64,8 +64,8 @@ def gru(
 ) -> tuple[Tensor, Tensor]:
     """Gates in the order reset, output, update.
 
-    Default: o = activation(W_io x + r * (W_ho h) + b_o). With `reset_after` (iOS 18) the hidden bias is inside:
-    o = activation(W_io x + b_io + r * (W_ho h + b_ho)), PyTorch's definition.
+    Default: o = activation(W_io x + r * (W_ho h) + b_o). With `reset_after` (iOS 18) the hidden bias is
+    inside: o = activation(W_io x + b_io + r * (W_ho h + b_ho)), PyTorch's definition.
     """
     gate, output = _ACTIVATIONS[recurrent_activation], _ACTIVATIONS[activation]
     hidden = torch.zeros(weight_hh.shape[0]) if bias is None else bias

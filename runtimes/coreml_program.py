@@ -107,7 +107,8 @@ class Program:
         for (name, found), array in zip(operation.outputs, results, strict=True):
             if found.shape != array.shape:
                 raise ArtifactError(
-                    f"the compressed weight {name!r} decodes to shape {array.shape}; the program says {found.shape}"
+                    f"the compressed weight {name!r} decodes to shape {array.shape}; "
+                    f"the program says {found.shape}"
                 )
             self._decoded[name] = array
             self._constants[name] = self._hold(array, found)
@@ -156,7 +157,7 @@ class Program:
             return value
         if value.dtype == np.float16:
             value = value.astype(np.float32)
-        dtype = _HELD.get(found.dtype, None) if found else None
+        dtype = _HELD.get(found.dtype) if found else None
         tensor = torch.from_numpy(np.array(value))
         held = dtype or _HELD.get(str(value.dtype), tensor.dtype)
         return tensor.to(held)

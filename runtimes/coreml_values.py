@@ -122,7 +122,8 @@ def _from_file(data: bytes, offset: int, found: Type) -> np.ndarray:
         raise ArtifactError(f"weight.bin has no tensor at offset {offset}; the file is damaged")
     if _STORED.get(code) != found.dtype:
         raise ArtifactError(
-            f"weight.bin holds {_STORED.get(code, code)} at offset {offset}, the program expects {found.dtype}"
+            f"weight.bin holds {_STORED.get(code, code)} at offset {offset}; "
+            f"the program expects {found.dtype}"
         )
     if start + size > len(data):
         raise ArtifactError(
