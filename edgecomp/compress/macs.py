@@ -1,0 +1,31 @@
+"""Counting: multiply-accumulates, parameters and bytes of a module."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> int:
+    """Multiply-accumulates of one forward pass: convolutions, linear layers, matrix products, attention.
+
+    Counted by torch's FlopCounterMode (two FLOPs each). Elementwise work and recurrent cells, which run as
+    one fused operation, are not counted.
+    """
+    was_training = module.training
+    module.eval()
+    with warnings.catch_warnings(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        warnings.simplefilter("ignore")
+        module(*inputs)
+    module.train(was_training)
+    return int(counter.get_total_flops()) // 2
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """(all, non-zero) values of the parameters; one shared by several modules counts once."""
+    parameters = list(module.parameters())
+    return sum(p.numel() for p in parameters), sum(int(torch.count_nonzero(p)) for p in parameters)

@@ -1,0 +1,239 @@
+"""Structured pruning: channels are removed for good, so every later stage works on smaller tensors."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgecomp import progress
+from edgecomp.compress import macs as counting
+from edgecomp.compress import prune_groups as groups_of
+from edgecomp.compress import resize
+from edgecomp.compress.prune_groups import Analysis, Group
+from edgecomp.compress.prune_scores import CRITERIA, Criterion, element_scores, unit_scores
+from edgecomp.compress.train import check
+from edgecomp.errors import ModelError, RecipeError
+from edgecomp.spec import Candidate, Data, StepRecord
+
+_SEARCH_STEPS = 12
+
+
+@dataclass(frozen=True)
+class PruneChannels:
+    """Remove the least important channels of convolutions and linear layers, coupled ones together.
+
+    Give `sparsity` (the fraction of each group's channels that goes) or `macs` (what may remain: a fraction
+    of the multiply-accumulates, or their number when above 1). `scope` group: every group loses the same
+    fraction; global: the lowest scores of the whole model go. Kept channels are a multiple of `round_to`.
+    `exclude`: patterns of module names whose outputs stay. `max_sparsity` bounds what one group can lose.
+
+    Example: a convolution of 64 channels with sparsity 0.3 and round_to 8 keeps 48 (64 * 0.7 = 44.8).
+    """
+
+    sparsity: float | None = None
+    macs: float | None = None
+    criterion: Criterion = "l2"
+    scope: Literal["group", "global"] = "group"
+    round_to: int = 8
+    max_sparsity: float = 0.9
+    exclude: tuple[str, ...] = ()
+    samples: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.sparsity is None) == (self.macs is None):
+            raise RecipeError(
+                f"prune has sparsity {self.sparsity} and macs {self.macs}; expected one of the two, for "
+                "example sparsity: 0.3 or macs: 0.5"
+            )
+        check("sparsity", self.sparsity, self.sparsity is None or 0 < self.sparsity < 1, "between 0 and 1")
+        check("macs", self.macs, self.macs is None or self.macs > 0, "a fraction that remains, or a number")
+        check("criterion", self.criterion, self.criterion in CRITERIA, f"one of {', '.join(CRITERIA)}")
+        check("scope", self.scope, self.scope in ("group", "global"), "group or global")
+        check("round_to", self.round_to, self.round_to >= 1, "1 or more")
+        check("max_sparsity", self.max_sparsity, 0 < self.max_sparsity < 1, "between 0 and 1")
+
+    def __call__(self, candidate: Candidate, data: Data) -> Candidate:
+        """A candidate with a smaller module; what was removed, and what was not and why, in its notes.
+
+        Raises ModelError when nothing can be pruned or the budget cannot be met.
+        """
+        if candidate.quantization is not None:
+            raise ModelError(
+                "step 'prune' comes after quantize, whose weights are fixed; put it before quantize"
+            )
+        inputs = example_inputs(candidate)
+        module = copy.deepcopy(candidate.module).eval()
+        analysis = prunable(module, inputs, self.exclude)
+        scores = self._scores(module, analysis, data)
+        units = self._chosen(module, analysis.groups, scores, inputs)
+        before = counting.count_macs(module, inputs)
+        remove(module, list(zip(analysis.groups, units, strict=True)))
+        after = counting.count_macs(module, inputs)
+        notes = (
+            f"multiply-accumulates {before:,} -> {after:,}",
+            *_removed_notes(analysis.groups, units, self.round_to),
+            *(f"{layer} not pruned: {reason}" for layer, reason in analysis.kept.items()),
+        )
+        record = StepRecord("prune", "prune", asdict(self), notes)
+        return replace(
+            candidate,
+            module=module,
+            history=(*candidate.history, record),
+            original=candidate.original if candidate.original is not None else candidate.module,
+        )
+
+    def _scores(self, module: nn.Module, analysis: Analysis, data: Data) -> list[np.ndarray]:
+        elements = element_scores(module, self.criterion, data.train, self.samples)
+        generator = np.random.default_rng(self.seed)
+        return [unit_scores(g, elements, self.criterion, generator) for g in analysis.groups]
+
+    def _chosen(
+        self,
+        module: nn.Module,
+        groups: Sequence[Group],
+        scores: Sequence[np.ndarray],
+        inputs: tuple[Tensor, ...],
+    ) -> list[np.ndarray]:
+        if self.sparsity is not None:
+            return self._units(groups, scores, self.sparsity)
+        total = counting.count_macs(module, inputs)
+        budget = float(self.macs or 0) * (total if float(self.macs or 0) <= 1 else 1)
+
+        def remaining(sparsity: float) -> int:
+            trial = copy.deepcopy(module)
+            remove(trial, list(zip(groups, self._units(groups, scores, sparsity), strict=True)))
+            return counting.count_macs(trial, inputs)
+
+        return self._units(groups, scores, _smallest(remaining, budget, self.max_sparsity, total))
+
+    def _units(
+        self, groups: Sequence[Group], scores: Sequence[np.ndarray], sparsity: float
+    ) -> list[np.ndarray]:
+        """For each group the indices of the units that go at this overall sparsity, lowest scores first."""
+        if self.scope == "global" and groups:
+            limit = float(np.quantile(np.concatenate(list(scores)), sparsity))
+            wanted = [int((s < limit).sum()) for s in scores]
+        else:
+            wanted = [round(len(s) * sparsity) for s in scores]
+        result = []
+        for group, score, count in zip(groups, scores, wanted, strict=True):
+            count = rounded(len(group), count, self.round_to, group.channels // len(group), self.max_sparsity)
+            result.append(np.argsort(score, kind="stable")[:count])
+        return result
+
+
+def rounded(units: int, remove: int, round_to: int, width: int, most: float) -> int:
+    """How many of `units` to remove so that the channels kept (units * width) are a multiple of `round_to`.
+
+    The nearest multiple is taken, at least one multiple and at least 1 - `most` of the group stay.
+    """
+    step = max(1, round_to // int(np.gcd(round_to, width)))
+    floor = max(1, int(np.ceil(units * (1 - most))))
+    keep = max(step, round((units - remove) / step) * step)
+    while keep < floor:
+        keep += step
+    return max(0, units - keep)
+
+
+def remove(module: nn.Module, removed: Sequence[tuple[Group, np.ndarray]]) -> None:
+    """Take units out of a module, in place."""
+    resize.replace_tensors(module, groups_of.shrunk(module, groups_of.kept_positions(module, removed)))
+
+
+def prunable(module: nn.Module, inputs: tuple[Tensor, ...], exclude: tuple[str, ...] = ()) -> Analysis:
+    """The groups of a module that can be pruned, each one tried; the rest with reasons.
+
+    Forward code may hold a channel count that no trace shows, so each group is halved once on a copy and
+    the copy is run. Raises ModelError when no group is left, RecipeError for a pattern without a match.
+    """
+    analysis = groups_of.analyse(module, inputs)
+    kept = dict(analysis.kept)
+    good = []
+    layers = {n.rpartition(".")[0] for n, _ in module.named_parameters()}
+    for pattern in exclude:
+        if not fnmatch.filter(layers, pattern):
+            raise RecipeError(f"exclude pattern {pattern!r} matches no layer; layers are {_some(layers)}")
+    together = _failure(module, [g for g in analysis.groups if not _excluded(g, exclude)], inputs)
+    for group in progress.bar(analysis.groups, "trying groups"):
+        reason = _excluded(group, exclude)
+        if reason is None and len(group) < 2:
+            reason = "has one channel"
+        if reason is None and together is not None:
+            reason = _failure(module, [group], inputs)
+        if reason is None:
+            good.append(group)
+            continue
+        kept.update({name.rpartition(".")[0]: reason for name, _ in group.producers})
+    if not good:
+        raise ModelError(
+            f"no channel of {type(module).__name__} can be removed: "
+            + "; ".join(f"{layer} {reason}" for layer, reason in list(kept.items())[:3])
+        )
+    return Analysis(tuple(good), kept)
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:10]) + (" ..." if len(names) > 10 else "")
+
+
+def _excluded(group: Group, patterns: tuple[str, ...]) -> str | None:
+    for name, _ in group.producers:
+        for pattern in patterns:
+            if fnmatch.fnmatch(name.rpartition(".")[0], pattern):
+                return f"excluded by {pattern!r}"
+    return None
+
+
+def _failure(module: nn.Module, groups: Sequence[Group], inputs: tuple[Tensor, ...]) -> str | None:
+    """Why the module does not run with half of the groups' channels removed, or None when it does."""
+    trial = copy.deepcopy(module)
+    try:
+        remove(trial, [(g, np.arange(len(g) // 2)) for g in groups])
+        with torch.no_grad():
+            trial(*inputs)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"the model's own code does not run with fewer channels ({lines[0][:120]})"
+    return None
+
+
+def _smallest(remaining: Callable[[float], int], budget: float, most: float, total: int) -> float:
+    """The smallest sparsity whose multiply-accumulates fit the budget. Raises ModelError when none does."""
+    least = remaining(most)
+    if least > budget:
+        raise ModelError(
+            f"{least:,} multiply-accumulates remain at max_sparsity {most}, the budget is {int(budget):,} of "
+            f"{total:,}; raise macs or max_sparsity, or lower round_to"
+        )
+    low, high = 0.0, most
+    for _ in range(_SEARCH_STEPS):
+        middle = (low + high) / 2
+        if remaining(middle) <= budget:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _removed_notes(groups: Sequence[Group], units: Sequence[np.ndarray], round_to: int) -> list[str]:
+    notes = []
+    for group, gone in zip(groups, units, strict=True):
+        width = group.channels // len(group)
+        if len(gone):
+            notes.append(f"{group.name}: {group.channels} -> {group.channels - len(gone) * width} channels")
+        else:
+            notes.append(f"{group.name} not pruned: {group.channels} channels with round_to {round_to}")
+    return notes
+
+
+def example_inputs(candidate: Candidate) -> tuple[Tensor, ...]:
+    """Zeros of the candidate's input shapes and dtypes."""
+    return tuple(torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in candidate.inputs)
