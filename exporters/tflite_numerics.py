@@ -1,0 +1,80 @@
+"""Which numbers a TFLite target stores: dtype of weights and activations, and how a plan becomes `Quant`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from edgecomp.exporters.tflite_file import Quant
+from edgecomp.numerics import affine
+from edgecomp.spec import TensorQuantization
+
+Storage = Literal["float32", "float16", "int8", "int4"]
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """`weights`: storage of weights where activations are float. `integer`: activations follow the plan.
+
+    `activation_bits`: what the plan's activations must have for an integer target.
+    """
+
+    weights: Storage = "float32"
+    integer: bool = False
+    activation_bits: int = 8
+
+    @property
+    def activation_dtype(self) -> str:
+        return "int16" if self.activation_bits == 16 else "int8"
+
+    @property
+    def bias_dtype(self) -> str:
+        return "int64" if self.activation_bits == 16 else "int32"
+
+
+TARGETS: dict[str, Numerics] = {
+    "tflite-fp32": Numerics(),
+    "tflite-fp16": Numerics(weights="float16"),
+    "tflite-dynamic": Numerics(weights="int8"),
+    "tflite-int4": Numerics(weights="int4"),
+    "tflite-int8": Numerics(integer=True),
+    "tflite-int16x8": Numerics(integer=True, activation_bits=16),
+}
+
+# Prescribed outputs: TFLite's quantization specification, 8 bits; the 16x8 kernels', 16 bits.
+FIXED: dict[tuple[str, str], Quant] = {
+    ("SOFTMAX", "int8"): Quant.of(1.0 / 256.0, -128),
+    ("LOGISTIC", "int8"): Quant.of(1.0 / 256.0, -128),
+    ("TANH", "int8"): Quant.of(1.0 / 128.0, 0),
+    ("LOG_SOFTMAX", "int8"): Quant.of(16.0 / 256.0, 127),
+    ("SOFTMAX", "int16"): Quant.of(1.0 / 32768.0, 0),
+    ("LOGISTIC", "int16"): Quant.of(1.0 / 32768.0, 0),
+    ("TANH", "int16"): Quant.of(1.0 / 32768.0, 0),
+}
+
+
+def quant(q: TensorQuantization, axis: int = 0) -> Quant:
+    """The plan's numbers as they are, as arrays [1] or [channels]."""
+    return Quant(q.scale.reshape(-1).astype(np.float32), q.zero_point.reshape(-1).astype(np.int64), axis)
+
+
+def exact(value: float, limit: int) -> tuple[int, Quant]:
+    """An integer and a scale whose product is `value`: how a number of the model becomes an operand."""
+    if value == 0:
+        return 0, Quant.of(1.0 / limit)
+    return (limit if value > 0 else -limit), Quant.of(abs(value) / limit)
+
+
+def quantized(array: np.ndarray, q: Quant, dtype: str) -> np.ndarray:
+    """Per-tensor quantization of a constant, rounded half to even as everywhere."""
+    limits = np.iinfo(dtype)
+    with np.errstate(all="ignore"):
+        scaled = np.rint(array.astype(np.float32) / q.scale[0]) + np.float32(q.zero_point[0])
+    return np.clip(scaled, limits.min, limits.max).astype(dtype)
+
+
+def bias_integers(bias: np.ndarray, input_scale: np.ndarray, weight_scale: np.ndarray) -> np.ndarray:
+    """Bias on the accumulator's scale, int64 [channels]."""
+    return affine.quantize_bias(bias, input_scale.reshape(-1)[:1], weight_scale)

@@ -1,0 +1,149 @@
+"""Weights and biases: from the plan's integers, or in the storage that a float target asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch.fx import Node
+
+from edgecomp.exporters import tflite_numerics as numerics_of
+from edgecomp.exporters.tflite_file import Quant, Tensor
+from edgecomp.exporters.tflite_lower import Lowering
+from edgecomp.exporters.tflite_table import Unsupported
+from edgecomp.graph import constants
+from edgecomp.numerics import affine
+from edgecomp.spec import QuantSpec
+
+# A weight with fewer elements is stored as float32 in a weight-only target: it would save nothing.
+_WORTH_QUANTIZING = 64
+_LARGEST_ACCUMULATOR = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A weight in torch's order. `values`: float32, or integers with `scale` [1] or [channels].
+
+    `bits`: 32 (float), 8 or 4. `axis`: the output channels in torch's order. `block`: input channels that
+    share a scale (`scale` is then [channels, blocks]), or 0.
+    """
+
+    name: str
+    values: np.ndarray
+    axis: int
+    scale: np.ndarray | None = None
+    bits: int = 32
+    block: int = 0
+
+    @property
+    def channels(self) -> int:
+        return int(self.values.shape[self.axis])
+
+    def split(self, groups: int, group: int, axis: int) -> Weight:
+        """One group's part along `axis`; its scales follow when the axis is that of the channels."""
+        size = self.values.shape[axis] // groups
+        part = slice(group * size, (group + 1) * size)
+        values = np.take(self.values, range(part.start, part.stop), axis)
+        scale = self.scale
+        if scale is not None and axis == self.axis and scale.size > 1:
+            scale = scale[part]
+        return Weight(f"{self.name}:{group}", values, self.axis, scale, self.bits)
+
+    def taken(self, order: np.ndarray | None) -> Weight:
+        """Output channels in another order."""
+        if order is None:
+            return self
+        scale = self.scale
+        if scale is not None and scale.shape[0] == len(order):
+            scale = scale[order]
+        values = np.take(self.values, order, self.axis)
+        return Weight(self.name, values, self.axis, scale, self.bits, self.block)
+
+
+def read(
+    ctx: Lowering, node: Node, source: Node, axis: int, *, hybrid: bool = True, four: bool = False
+) -> Weight:
+    """The weight that `node` uses. `hybrid`: a kernel for float activations with integer weights exists;
+    `four`: with 4-bit ones, too.
+    """
+    if not constants.is_constant(source):
+        raise Unsupported("its weight is computed at run time")
+    name = str(source.target)
+    array = ctx.array_of(source)
+    if ctx.is_integer(node):
+        found = ctx.plan.weights.get(name)
+        if found is None or found.values is None:
+            raise Unsupported(f"the plan has no integers for its weight {name!r}")
+        if found.spec.axis not in (None, axis):
+            raise Unsupported(
+                f"weight {name!r} is quantized along axis {found.spec.axis}; TFLite needs {axis}"
+            )
+        return Weight(name, found.values, axis, found.scale.reshape(-1), found.spec.bits)
+    bits = {"int8": 8, "int4": 4 if four else 8}.get(ctx.numerics.weights, 32)
+    if bits == 32 or not hybrid or array.size < _WORTH_QUANTIZING:
+        return Weight(name, array.astype(np.float32), axis)
+    return _weight_only(ctx, name, array, axis, bits)
+
+
+def _weight_only(ctx: Lowering, name: str, array: np.ndarray, axis: int, bits: int) -> Weight:
+    """The plan's integers where it has them at this width, else round to nearest on min-max scales."""
+    found = ctx.stored_plan.weights.get(name) if ctx.stored_plan is not None else None
+    if found is not None and found.values is not None and found.spec.bits == bits:
+        block = found.spec.group_size or 0
+        if block or found.spec.axis in (None, axis):
+            scale = found.scale if block else found.scale.reshape(-1)
+            return Weight(name, found.values, axis, scale, bits, block)
+    spec = QuantSpec(bits=bits, symmetric=True, axis=axis, narrow=True)
+    scale = affine.channel_scales(array, spec)
+    values = np.clip(np.rint(array / affine.along(scale, axis, array.ndim)), spec.qmin, spec.qmax).astype(
+        np.int8
+    )
+    return Weight(name, values, axis, scale.reshape(-1), bits)
+
+
+def store(ctx: Lowering, weight: Weight, arrange: Callable[[np.ndarray], np.ndarray], axis: int) -> Tensor:
+    """The constant, its array rearranged for the kernel; `axis`: the channels in the rearranged array."""
+    array = arrange(weight.values)
+    if weight.scale is None:
+        return ctx.float_constant(array, weight.name)
+    dtype = "int4" if weight.bits == 4 else "int8"
+    if weight.bits > 8:
+        raise Unsupported(f"weight {weight.name!r} has {weight.bits} bits; TFLite's kernels take 4 or 8")
+    if weight.block:
+        quant = Quant(weight.scale, np.zeros(weight.scale.shape, np.int64), axis, weight.block)
+    else:
+        scale = np.broadcast_to(weight.scale.astype(np.float32), (weight.channels,)).copy()
+        quant = Quant(scale, np.zeros(scale.shape, np.int64), axis)
+    return ctx.draft.constant(array.astype(np.int8), weight.name, dtype, quant)
+
+
+def bias(
+    ctx: Lowering, node: Node, source: Node | None, x: Tensor, weight: Weight, order: np.ndarray | None
+) -> Tensor:
+    """The bias [channels] of a convolution or linear: float, or integers on the accumulator's scale.
+
+    A missing bias becomes zeros: XNNPACK's integer convolutions want one.
+    """
+    name = str(source.target) if source is not None else f"{weight.name}:zero_bias"
+    array = (
+        np.zeros(weight.channels, np.float32) if source is None else ctx.array_of(source).astype(np.float32)
+    )
+    array = array if order is None or source is None else array[order]
+    return store_bias(ctx, node, name, array, x, weight)
+
+
+def store_bias(ctx: Lowering, node: Node, name: str, array: np.ndarray, x: Tensor, weight: Weight) -> Tensor:
+    if not ctx.is_integer(node) or weight.scale is None or x.quant is None:
+        return ctx.float_constant(array, name)
+    scale = np.broadcast_to(weight.scale.astype(np.float32), array.shape)
+    integers = numerics_of.bias_integers(array, x.quant.scale, scale)
+    dtype = ctx.numerics.bias_dtype
+    if dtype == "int32" and np.abs(integers).max(initial=0) > _LARGEST_ACCUMULATOR:
+        channel = int(np.abs(integers).argmax())
+        raise Unsupported(
+            f"bias {name!r} is {array[channel]:g} in channel {channel}: {integers[channel]} steps of the "
+            "accumulator's scale, more than int32 holds; raise the weight's scale there, or prune the channel"
+        )
+    quant = Quant(affine.bias_scales(x.quant.scale[:1], scale), np.zeros(scale.shape, np.int64), 0)
+    return ctx.draft.constant(integers.astype(dtype), name, dtype, quant)
