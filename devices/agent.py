@@ -79,9 +79,12 @@ def by_name(pattern: str, part: int = -2) -> dict[str, int]:
 
 def zones(folder: str, value: str) -> list[tuple[str, int]]:
     """Readings of thermal zones or cooling devices by their type: [[type, number], ...]."""
-    names = sorted(glob.glob(f"/sys/class/thermal/{folder}*"))
-    pairs = [[read(name + "/type") or os.path.basename(name), number(name + "/" + value)] for name in names]
-    return [pair for pair in pairs if pair[1] is not None]
+    found = []
+    for name in sorted(glob.glob(f"/sys/class/thermal/{folder}*")):
+        reading = number(name + "/" + value)
+        if reading is not None:
+            found.append((read(name + "/type") or os.path.basename(name), reading))
+    return found
 
 
 def tool(*argv: str) -> str | None:
@@ -160,10 +163,10 @@ class Energy:
         self.start = [number(p) for p in self.files]
 
     def joules(self) -> float | None:
-        pairs = [(before, number(path)) for before, path in zip(self.start, self.files)]
-        if not pairs or any(a is None or b is None or b < a for a, b in pairs):
+        used = [b - a for a, b in zip(self.start, map(number, self.files)) if a is not None and b is not None]
+        if not used or len(used) < len(self.files) or min(used) < 0:
             return None
-        return sum(b - a for a, b in pairs) / 1e6
+        return sum(used) / 1e6
 
 
 # ---- runtimes --------------------------------------------------------------------------------------------
@@ -329,7 +332,8 @@ class OnnxRuntime:
                 session.run(None, self.fed)
             with open(session.end_profiling()) as stream:
                 events = json.load(stream)
-        times, facts = {}, {}
+        times: dict[str, list[float]] = {}
+        facts: dict[str, dict[str, Any]] = {}
         for event in events:
             if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
                 continue
@@ -356,9 +360,9 @@ class CoreML:
                 "runtime-missing", f"an .mlpackage runs on macOS and iOS only; this is {sys.platform}"
             )
         self.name = import_first(("coremltools",), ".mlpackage")
-        self.module = sys.modules["coremltools"]
+        self.module: Any = sys.modules["coremltools"]
         self.version, self.options = self.module.__version__, options
-        self.accelerator = "all" if options.accelerator == "auto" else options.accelerator
+        self.accelerator: str = "all" if options.accelerator == "auto" else options.accelerator
 
     def load(self, path: str) -> None:
         units = {"all": "ALL", "cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE"}
@@ -427,7 +431,7 @@ def arrays_for(doors: list[Door], path: str | None) -> list[Any]:
         if kind.kind == "f":
             made.append(generator.standard_normal(shape).astype(kind))
         elif kind.itemsize <= 2 and kind.kind in "iu":
-            limits = np.iinfo(kind)
+            limits: Any = np.iinfo(kind.name)
             made.append(generator.integers(limits.min, limits.max + 1, shape).astype(kind))
         else:
             made.append(generator.integers(0, 2, shape).astype(kind))
@@ -484,7 +488,8 @@ def is_warm(samples: Sequence[float], window: int = 5, tolerance: float = 0.03) 
 
 def warm_up(models: list[Any], seconds: float) -> list[list[float]]:
     """Run in turn until each model's times are stable, or `seconds` are over."""
-    taken, end = [[] for _ in models], time.monotonic() + seconds
+    taken: list[list[float]] = [[] for _ in models]
+    end = time.monotonic() + seconds
     while time.monotonic() < end and not all(is_warm(t) for t in taken):
         for model, times in zip(models, taken):
             times.append(timed(model))
@@ -494,7 +499,8 @@ def warm_up(models: list[Any], seconds: float) -> list[list[float]]:
 def measure(models: list[Any], options: argparse.Namespace, emit: Emit) -> int:
     """Timed runs; two models take turns, and who goes first changes each time."""
     order = list(enumerate(models))
-    waiting, done = [[] for _ in models], 0
+    waiting: list[list[float]] = [[] for _ in models]
+    done = 0
     start = told = time.monotonic()
     while done < options.runs or time.monotonic() - start < options.seconds:
         for index, model in order:

@@ -22,7 +22,7 @@ from edgecomp.numerics import statistics
 SUFFIXES = (".tflite", ".onnx", ".mlpackage")
 
 # Latency of machines that are emulated is the emulator's: one warm run shows that the artifact works.
-_EMULATED = {"runs": 1, "seconds": 0.0, "warmup_seconds": 0.0, "op_runs": 0, "sustain_s": 0.0}
+_EMULATED: dict[str, Any] = {"runs": 1, "seconds": 0.0, "warmup_seconds": 0.0, "op_runs": 0, "sustain_s": 0.0}
 
 
 @runtime_checkable

@@ -170,8 +170,8 @@ def profile_table(profiles: list[dict[str, Any]]) -> Group:
         table.add_column(name, justify="right")
     for p in profiles:
         table.add_row(*profile_row(p))
-    notes = [Text(f"{Path(p['artifact']).name} on {p['device']['name']}: {note(p)}") for p in profiles]
-    return Group(table, *notes, *[Text(line) for p in profiles for line in slowest(p)])
+    lines = [line for p in profiles for line in (heading(p), *slowest(p))]
+    return Group(table, *[Text(line) for line in lines])
 
 
 def profile_row(p: dict[str, Any]) -> list[str]:
@@ -196,7 +196,7 @@ def profile_row(p: dict[str, Any]) -> list[str]:
     ]
 
 
-def note(p: dict[str, Any]) -> str:
+def heading(p: dict[str, Any]) -> str:
     """Machine, instructions, energy and warnings of a profile, in one line."""
     device = p["device"]
     parts = [str(word) for word in (device["model"], device["isa"], device["os"]) if word]
@@ -206,7 +206,7 @@ def note(p: dict[str, Any]) -> str:
         parts.append(f"{p['energy_mj']:.2f} mJ an inference")
     if p["sustained"]:
         parts.append(f"{p['sustained']['retained']:.1%} of the speed kept at the end")
-    return "; ".join(parts + p["warnings"])
+    return f"{Path(p['artifact']).name} on {device['name']}: {'; '.join(parts + p['warnings'])}"
 
 
 def slowest(p: dict[str, Any]) -> list[str]:
