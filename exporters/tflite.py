@@ -28,8 +28,8 @@ from edgecomp.exporters import (
     tflite_reduce,
     tflite_shape,
 )
-from edgecomp.exporters import tflite_layout as layout
 from edgecomp.exporters.tflite_file import Tensor, serialize
+from edgecomp.exporters.tflite_layout import Perm, channels_last, identity
 from edgecomp.exporters.tflite_lower import Lowering, Value
 from edgecomp.exporters.tflite_numerics import TARGETS, Numerics
 from edgecomp.graph import capture, fused_into
@@ -141,16 +141,16 @@ class TFLiteExporter:
         lowering.run()
         return lowering
 
-    def _door(self, spec: TensorSpec, node: Node) -> layout.Perm:
+    def _door(self, spec: TensorSpec, node: Node) -> Perm:
         """The stored layout of an input: channels last for pictures, unless NCHW was asked for."""
         rank = len(spec.shape)
-        plain = layout.identity(rank)
+        plain = identity(rank)
         if self.layout == "NCHW" or not node.meta["val"].is_floating_point():
             return plain
         if spec.layout == "NCHW" and rank == 4 or spec.layout == "NCW" and rank == 3:
-            return layout.channels_last(rank)
+            return channels_last(rank)
         if spec.layout == "" and rank == 4 and _reaches_spatial(node):
-            return layout.channels_last(rank)
+            return channels_last(rank)
         return plain
 
     def _inputs(
@@ -183,9 +183,9 @@ class TFLiteExporter:
         if quant is not None and value.tensor.quant is None and node.name not in lowering.plan.float_nodes:
             value = Value(lowering.quantize(node, value.tensor, quant), value.perm)
         pictures = self.layout == "NHWC" and len(value.perm) == 4
-        if pictures and value.perm == layout.channels_last(4):
+        if pictures and value.perm == channels_last(4):
             return value
-        return lowering.relaid(node, value, layout.identity(len(value.perm)))
+        return lowering.relaid(node, value, identity(len(value.perm)))
 
     def _skipped(self, graph_module: GraphModule, lowering: Lowering) -> list[Problem]:
         """What stayed float in an integer file; raises ModelError for what should not have."""
@@ -276,7 +276,7 @@ def _spec(name: str, tensor: Tensor, order: Layout) -> TensorSpec:
 
 
 def _layout_name(value: Value, given: Layout) -> Layout:
-    if value.perm == layout.identity(len(value.perm)):
+    if value.perm == identity(len(value.perm)):
         return given
     return "NHWC" if len(value.perm) == 4 else "NWC"
 
@@ -311,5 +311,5 @@ def _layouts(lowering: Lowering) -> dict[str, list[int]]:
     return {
         value.tensor.name: list(value.perm)
         for value in lowering.values.values()
-        if isinstance(value, Value) and value.perm != layout.identity(len(value.perm))
+        if isinstance(value, Value) and value.perm != identity(len(value.perm))
     }

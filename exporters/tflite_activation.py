@@ -15,7 +15,7 @@ from edgecomp.exporters import tflite_numerics as numerics_of
 from edgecomp.exporters.tflite_file import Quant, Tensor, type_of
 from edgecomp.exporters.tflite_lower import Lowering, Value
 from edgecomp.exporters.tflite_math import scalar_argument
-from edgecomp.exporters.tflite_table import Unsupported, argument, lowers
+from edgecomp.exporters.tflite_table import Unsupported, args, argument, lowers
 
 aten = torch.ops.aten
 
@@ -23,7 +23,7 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 
 def unary(ctx: Lowering, node: Node, code: str, table: str = "", **options: Any) -> Value:
-    value = ctx.input(node, node.args[0], keep_order=True)
+    value = ctx.input(node, args(node)[0], keep_order=True)
     made = ctx.result(node, value.tensor.shape)
     ctx.draft.emit(code, [value.tensor], [made], table, **options)
     return Value(made, value.perm, value.order)
@@ -89,7 +89,7 @@ def neg(ctx: Lowering, node: Node) -> Value:
     """No runtime before 2025 negates int8; a product with -1 does it everywhere."""
     if not ctx.is_integer(node):
         return unary(ctx, node, "NEG", "NegOptions")
-    value = ctx.input(node, node.args[0], keep_order=True)
+    value = ctx.input(node, args(node)[0], keep_order=True)
     made = ctx.result(node, value.tensor.shape)
     minus = ctx.constant_operand(node, -1.0, np.array(-1.0, np.float32))
     ctx.draft.emit("MUL", [value.tensor, minus], [made], "MulOptions", fusedActivationFunction=0)
@@ -101,7 +101,7 @@ def by_table(ctx: Lowering, node: Node, function: Function) -> Value:
 
     index = int32(x) + 2^(bits-1), so that the lowest integer finds entry 0.
     """
-    value = ctx.input(node, node.args[0], keep_order=True)
+    value = ctx.input(node, args(node)[0], keep_order=True)
     x, made = value.tensor, ctx.result(node, value.tensor.shape)
     if x.quant is None or made.quant is None:
         raise Unsupported("the plan has no scale for its input or output")
@@ -147,7 +147,7 @@ _float_or_table(aten.sign.default, np.sign, "SIGN", "SignOptions")
 def rsqrt(ctx: Lowering, node: Node) -> Value:
     """The int8 kernel stops the inference on a value below zero: used where there is none."""
     if ctx.is_integer(node):
-        x = ctx.input(node, node.args[0], keep_order=True).tensor
+        x = ctx.input(node, args(node)[0], keep_order=True).tensor
         if x.quant is None or int(x.quant.zero_point[0]) != np.iinfo(x.dtype).min:
             return by_table(ctx, node, lambda v: np.where(v > 0, 1 / np.sqrt(np.maximum(v, 1e-30)), np.inf))
     return unary(ctx, node, "RSQRT")
@@ -158,7 +158,7 @@ def power(ctx: Lowering, node: Node) -> Value:
     exponent = scalar_argument(node, 1, "exponent", 1.0)
     if ctx.is_integer(node):
         return by_table(ctx, node, lambda x: np.power(x, exponent))
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     if value.tensor.dtype != "float32":
         raise Unsupported("power of integers")
     made = ctx.result(node, value.tensor.shape)
@@ -174,7 +174,7 @@ def _composed(target: Any, function: Function, *steps: tuple[str, str, float | N
     def lower(ctx: Lowering, node: Node) -> Value:
         if ctx.is_integer(node):
             return by_table(ctx, node, function)
-        value = ctx.input(node, node.args[0])
+        value = ctx.input(node, args(node)[0])
         x = value.tensor
         for code, table, number, first in steps:
             made = (
@@ -197,7 +197,7 @@ _composed(aten.reciprocal.default, lambda x: 1 / x, ("DIV", "DivOptions", 1.0, T
 
 def _prescribed(ctx: Lowering, node: Node, code: str) -> Value:
     """An operation whose integer kernels insist on one output scale."""
-    value = ctx.input(node, node.args[0], keep_order=True)
+    value = ctx.input(node, args(node)[0], keep_order=True)
     made = ctx.result(node, value.tensor.shape, quant=_prescription(ctx, node, code))
     ctx.draft.emit(code, [value.tensor], [made])
     return Value(made, value.perm, value.order)
@@ -234,9 +234,9 @@ def log_softmax(ctx: Lowering, node: Node) -> Value:
 
 def _over_last_axis(ctx: Lowering, node: Node, code: str, table: str, **options: Any) -> Value:
     """TFLite's softmax runs over the last stored axis: for NHWC that is PyTorch's axis 1."""
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     rank = len(value.perm)
-    dim = int(node.args[1]) % rank  # type: ignore[arg-type]
+    dim = int(args(node)[1]) % rank
     if value.perm[-1] != dim:
         value = ctx.relaid(node, value, (*(a for a in range(rank) if a != dim), dim))
     made = ctx.result(node, value.tensor.shape, quant=_prescription(ctx, node, code))
@@ -252,7 +252,7 @@ def clamp(ctx: Lowering, node: Node) -> Value:
         low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
     if isinstance(low, Node) or isinstance(high, Node):
         raise Unsupported("clamp with computed limits")
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     quant = ctx.quant_of(node) if ctx.is_integer(node) else None
     x = ctx.requantized(node, value.tensor, quant)
     for code, limit in (("MAXIMUM", low), ("MINIMUM", high)):
@@ -285,7 +285,7 @@ def elu(ctx: Lowering, node: Node) -> Value:
 
 def _scaled_elu(ctx: Lowering, node: Node, alpha: float, scale: float, inner: float) -> Value:
     """scale * relu(x) + scale * alpha * (exp(inner * min(x, 0)) - 1), in float."""
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     x = value.tensor
 
     def step(
@@ -305,14 +305,14 @@ def _scaled_elu(ctx: Lowering, node: Node, alpha: float, scale: float, inner: fl
 @lowers(aten.prelu.default)
 def prelu(ctx: Lowering, node: Node) -> Value:
     """The slope has one value, or one for each channel, which is PyTorch's axis 1."""
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     rank = len(value.perm)
     if rank > 2:
         value = ctx.relaid(node, value, layout.channels_last(rank))
-    slope = ctx.array_of(node.args[1])  # type: ignore[arg-type]
+    slope = ctx.array_of(args(node)[1])
     channels = value.tensor.shape[-1] if rank > 1 else 1
     wide = np.broadcast_to(slope.reshape(-1), (channels,)).reshape((1,) * max(rank - 2, 0) + (channels,))
-    alpha = ctx.constant_operand(node, node.args[1], np.ascontiguousarray(wide))
+    alpha = ctx.constant_operand(node, args(node)[1], np.ascontiguousarray(wide))
     made = ctx.result(node, value.tensor.shape)
     ctx.draft.emit("PRELU", [value.tensor, alpha], [made])
     return Value(made, value.perm)

@@ -14,7 +14,7 @@ from edgecomp.exporters import tflite_layout as layout
 from edgecomp.exporters import tflite_weights as weights
 from edgecomp.exporters.tflite_file import Tensor, activation, padding
 from edgecomp.exporters.tflite_lower import Lowering, Value
-from edgecomp.exporters.tflite_table import Unsupported, lowers, pair
+from edgecomp.exporters.tflite_table import Unsupported, args, lowers, pair
 from edgecomp.exporters.tflite_weights import Weight
 
 aten = torch.ops.aten
@@ -78,7 +78,7 @@ def pad_spatial(ctx: Lowering, node: Node, x: Tensor, pads: Pads, value: float |
 
 def _arguments(node: Node) -> tuple[Any, Any, Any, Any, Any, Any, int]:
     defaults = (None, None, None, 1, 0, 1, 1)
-    return (*node.args, *defaults[len(node.args) :])  # type: ignore[return-value]
+    return (*args(node), *defaults[len(args(node)) :])
 
 
 @lowers(aten.conv2d.default)
@@ -89,13 +89,20 @@ def conv2d(ctx: Lowering, node: Node) -> Value:
     absorbed = _padding_before(ctx, x)
     if absorbed is not None:
         source, extra = absorbed
-        pads = tuple((a + c, b + d) for (a, b), (c, d) in zip(pads, extra, strict=True))  # type: ignore[assignment]
+        pads = _added(pads, extra)
     value = ctx.input(node, source, perm=layout.channels_last(4))
     kernel = tuple(weight.meta["val"].shape[2:])
     window = Window(kernel, pair(stride), pair(dilation), pads)
     tensor = convolve(ctx, node, value.tensor, weight, bias, window, groups, four_dims=True)
     order = _order_for_user(ctx, node)
     return Value(tensor, layout.channels_last(4), None if order is None else (1, order))
+
+
+def _added(pads: Pads, extra: Pads) -> Pads:
+    rows, columns = (
+        (before + more, after + rest) for (before, after), (more, rest) in zip(pads, extra, strict=True)
+    )
+    return rows, columns
 
 
 @lowers(aten.conv1d.default)
@@ -157,13 +164,13 @@ def convolve(
 
 def _padding_before(ctx: Lowering, x: Node) -> tuple[Node, Pads] | None:
     """(its input, pads) when x is a zero padding of height and width: the convolution can do it itself."""
-    if x.target is not aten.constant_pad_nd.default or ctx.is_integer(x) != ctx.is_integer(x.args[0]):  # type: ignore[arg-type]
+    if x.target is not aten.constant_pad_nd.default or ctx.is_integer(x) != ctx.is_integer(args(x)[0]):
         return None
-    widths = list(x.args[1])  # type: ignore[arg-type]
-    if (x.args[2] if len(x.args) > 2 else 0) or len(widths) > 4 or min(widths) < 0:
+    widths = list(args(x)[1])
+    if (args(x)[2] if len(args(x)) > 2 else 0) or len(widths) > 4 or min(widths) < 0:
         return None
     widths += [0] * (4 - len(widths))
-    return x.args[0], ((widths[2], widths[3]), (widths[0], widths[1]))  # type: ignore[return-value]
+    return args(x)[0], ((widths[2], widths[3]), (widths[0], widths[1]))
 
 
 def _order_for_user(ctx: Lowering, node: Node) -> np.ndarray | None:
@@ -172,7 +179,7 @@ def _order_for_user(ctx: Lowering, node: Node) -> np.ndarray | None:
     users = list(final.users)
     if len(users) != 1 or users[0].target is not aten.pixel_shuffle.default:
         return None
-    factor = int(users[0].args[1])  # type: ignore[arg-type]
+    factor = int(args(users[0])[1])
     return shuffle_order(ctx.shape_of(node)[1], factor)
 
 
@@ -184,15 +191,14 @@ def shuffle_order(channels: int, factor: int) -> np.ndarray:
 @lowers(aten.conv_transpose2d.input)
 def conv_transpose2d(ctx: Lowering, node: Node) -> Value:
     """Padding is a crop of the full result, unless TFLite's SAME crops the same."""
-    x, weight, bias, stride, pad, extra, groups, dilation = (
-        *node.args,
-        *(None, None, None, 1, 0, 0, 1, 1)[len(node.args) :],
-    )
+    defaults = (None, None, None, 1, 0, 0, 1, 1)
+    given: tuple[Any, ...] = (*args(node), *defaults[len(args(node)) :])
+    x, weight, bias, stride, pad, extra, groups, dilation = given
     value = ctx.input(node, x, perm=layout.channels_last(4))
     kernel = weights.read(ctx, node, weight, 1, hybrid=False)
     kernel = _dilated(kernel, pair(dilation))
     spots = _Deconvolution(pair(stride), pair(pad), pair(extra), kernel.values.shape[2:])
-    order = list(range(int(groups)))  # type: ignore[arg-type]
+    order = list(range(int(groups)))
     if len(order) == 1:
         return Value(_deconvolve(ctx, node, value.tensor, kernel, bias, spots, None), layout.channels_last(4))
     parts = split_channels(ctx, node, value.tensor, len(order))

@@ -193,7 +193,7 @@ def serialize(
     return bytes(builder.Output())
 
 
-class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
+class _AlignedBuffer(schema.BufferT):
     """A buffer whose bytes start at a multiple of 16 (the generated class ignores `force_align`)."""
 
     def Pack(self, builder: flatbuffers.Builder) -> int:

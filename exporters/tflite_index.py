@@ -13,7 +13,7 @@ from edgecomp.exporters import tflite_weights as weights
 from edgecomp.exporters.tflite_file import Tensor
 from edgecomp.exporters.tflite_lower import Lowering, Value
 from edgecomp.exporters.tflite_math import cast
-from edgecomp.exporters.tflite_table import Unsupported, lowers
+from edgecomp.exporters.tflite_table import Unsupported, args, lowers
 from edgecomp.graph import constants
 
 aten = torch.ops.aten
@@ -26,8 +26,8 @@ def _gather(ctx: Lowering, x: Tensor, index: Tensor, made: Tensor, axis: int) ->
 @lowers(aten.embedding.default)
 def embedding(ctx: Lowering, node: Node) -> Value:
     """GATHER of rows. In a weight-only target the table is stored as integers and its rows are restored."""
-    source, index = node.args[:2]
-    indices = ctx.input(node, index, perm=layout.identity(len(ctx.shape_of(index))))  # type: ignore[arg-type]
+    source, index = args(node)[:2]
+    indices = ctx.input(node, index, perm=layout.identity(len(ctx.shape_of(index))))
     stored = ctx.shape_of(node)
     if (
         constants.is_constant(source)
@@ -36,7 +36,7 @@ def embedding(ctx: Lowering, node: Node) -> Value:
     ):
         return Value(
             _weight_only_rows(ctx, node, source, indices.tensor, stored), layout.identity(len(stored))
-        )  # type: ignore[arg-type]
+        )
     table = ctx.input(node, source, perm=(0, 1)).tensor
     made = ctx.result(node, stored, like=table)
     return Value(_gather(ctx, table, indices.tensor, made, 0), layout.identity(len(stored)))
@@ -59,8 +59,8 @@ def _weight_only_rows(ctx: Lowering, node: Node, source: Node, index: Tensor, st
 
 @lowers(aten.index_select.default)
 def index_select(ctx: Lowering, node: Node) -> Value:
-    x, dim, index = node.args[:3]
-    return _along_axis(ctx, node, ctx.input(node, x), int(dim), index)  # type: ignore[arg-type]
+    x, dim, index = args(node)[:3]
+    return _along_axis(ctx, node, ctx.input(node, x), int(dim), index)
 
 
 def _along_axis(ctx: Lowering, node: Node, value: Value, dim: int, index: Any) -> Value:
@@ -94,14 +94,14 @@ def _positions(ctx: Lowering, node: Node, index: Any, size: int) -> Tensor:
 @lowers(aten.index.Tensor)
 def index(ctx: Lowering, node: Node) -> Value:
     """x[..., i, ...] with one index, or several index arrays on neighbouring axes."""
-    source, indices = node.args[:2]
-    used = [d for d, i in enumerate(indices) if i is not None]  # type: ignore[arg-type, union-attr]
+    source, indices = args(node)[:2]
+    used = [d for d, i in enumerate(indices) if i is not None]
     value = ctx.input(node, source)
     if len(used) == 1:
-        return _along_axis(ctx, node, value, used[0], indices[used[0]])  # type: ignore[index]
+        return _along_axis(ctx, node, value, used[0], indices[used[0]])
     if used != list(range(used[0], used[0] + len(used))):
         raise Unsupported("index arrays on axes that are not neighbours")
-    return _together(ctx, node, value, used, [indices[d] for d in used])  # type: ignore[index]
+    return _together(ctx, node, value, used, [indices[d] for d in used])
 
 
 def _together(ctx: Lowering, node: Node, value: Value, dims: list[int], indices: list[Any]) -> Value:
@@ -137,11 +137,11 @@ def _gather_nd(ctx: Lowering, node: Node, value: Value, dims: list[int], indices
 @lowers(aten.gather.default)
 def gather(ctx: Lowering, node: Node) -> Value:
     """out[i][j] = x[i][index[i][j]]: the flat position is index * stride plus that of the other axes."""
-    source, dim, index = node.args[:3]
+    source, dim, index = args(node)[:3]
     value = ctx.input(node, source)
     value = ctx.relaid(node, value, layout.identity(len(value.perm)))
     shape, out = value.tensor.shape, ctx.shape_of(node)
-    dim = int(dim) % len(shape)  # type: ignore[arg-type]
+    dim = int(dim) % len(shape)
     strides = [int(np.prod(shape[d + 1 :])) for d in range(len(shape))]
     grid = np.indices(out, dtype=np.int32)
     base = sum(grid[d] * strides[d] for d in range(len(shape)) if d != dim) + np.zeros(out, np.int32)

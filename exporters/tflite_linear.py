@@ -10,7 +10,7 @@ from edgecomp.exporters import tflite_layout as layout
 from edgecomp.exporters import tflite_weights as weights
 from edgecomp.exporters.tflite_file import Tensor, activation
 from edgecomp.exporters.tflite_lower import Lowering, Value
-from edgecomp.exporters.tflite_table import Unsupported, lowers
+from edgecomp.exporters.tflite_table import Unsupported, args, lowers
 from edgecomp.exporters.tflite_weights import Weight
 from edgecomp.graph import constants
 
@@ -20,18 +20,18 @@ aten = torch.ops.aten
 @lowers(aten.linear.default)
 def linear(ctx: Lowering, node: Node) -> Value:
     """x [..., in] times weight [out, in]. A shuffled feature axis is undone in the weight's columns."""
-    x, weight, bias = (*node.args, None)[:3]
+    x, weight, bias = (*args(node), None)[:3]
     if not constants.is_constant(weight):
-        return _computed_weight(ctx, node, x, weight, bias)  # type: ignore[arg-type]
+        return _computed_weight(ctx, node, x, weight, bias)
     value = ctx.input(node, x, keep_order=True)
-    found = weights.read(ctx, node, weight, 0, four=True)  # type: ignore[arg-type]
-    if value.order is not None:
-        if value.order[0] != len(value.perm) - 1 or found.block:
-            value = ctx.input(node, x)
-        else:
-            found = Weight(found.name, found.values[:, value.order[1]], 0, found.scale, found.bits)
+    found = weights.read(ctx, node, weight, 0, four=True)
+    if value.order is not None and (value.order[0] != len(value.perm) - 1 or found.block):
+        value = ctx.input(node, x)
+    elif value.order is not None:
+        columns = np.take(found.values, value.order[1], 1)
+        found = Weight(found.name, columns, 0, found.scale, found.bits)
     value = ctx.relaid(node, Value(value.tensor, value.perm), layout.identity(len(value.perm)))
-    return _fully_connected(ctx, node, value.tensor, found, bias)  # type: ignore[arg-type]
+    return _fully_connected(ctx, node, value.tensor, found, bias)
 
 
 def _fully_connected(ctx: Lowering, node: Node, x: Tensor, weight: Weight, bias: Node | None) -> Value:
@@ -70,7 +70,7 @@ def _computed_weight(ctx: Lowering, node: Node, x: Node, weight: Node, bias: Nod
 @lowers(aten.matmul.default, aten.bmm.default, aten.mm.default)
 def matmul(ctx: Lowering, node: Node) -> Value:
     """Vectors become matrices for the product; a transposed operand costs nothing (adjX, adjY)."""
-    first, second = ctx.input(node, node.args[0]), ctx.input(node, node.args[1])
+    first, second = ctx.input(node, args(node)[0]), ctx.input(node, args(node)[1])
     shape = ctx.shape_of(node)
     row, column = len(first.perm) == 1, len(second.perm) == 1
     if row:
@@ -109,12 +109,12 @@ def _matrix(ctx: Lowering, node: Node, value: Value) -> tuple[Tensor, bool]:
 @lowers(aten.addmm.default)
 def addmm(ctx: Lowering, node: Node) -> Value:
     """bias + x @ weight, as some exports spell a linear layer; only with constants, in float."""
-    bias, x, weight = node.args[:3]
+    bias, x, weight = args(node)[:3]
     if node.kwargs or not constants.is_constant(weight) or not constants.is_constant(bias):
         raise Unsupported("addmm with computed weight, or with alpha and beta")
     if ctx.is_integer(node):
         raise Unsupported("addmm in integers; write it as a linear layer")
-    array = ctx.array_of(weight).T.astype(np.float32)  # type: ignore[arg-type]
+    array = ctx.array_of(weight).T.astype(np.float32)
     value = ctx.input(node, x, perm=(0, 1))
-    found = Weight(str(weight.target), array, 0)  # type: ignore[union-attr]
-    return _fully_connected(ctx, node, value.tensor, found, bias)  # type: ignore[arg-type]
+    found = Weight(str(weight.target), array, 0)
+    return _fully_connected(ctx, node, value.tensor, found, bias)

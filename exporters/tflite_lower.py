@@ -37,7 +37,7 @@ _DTYPES = {
     torch.uint8: "int32",
     torch.bool: "bool",
 }
-_ACTIVATIONS = {aten.relu.default: "relu", aten.relu6.default: "relu6"}
+_ACTIVATIONS: dict[Any, str] = {aten.relu.default: "relu", aten.relu6.default: "relu6"}
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from edgecomp.exporters import tflite_layout as layout
 from edgecomp.exporters.tflite_file import Tensor, activation, type_of
 from edgecomp.exporters.tflite_lower import Lowering, Value
 from edgecomp.exporters.tflite_shape import common_layout
-from edgecomp.exporters.tflite_table import Unsupported, argument, lowers
+from edgecomp.exporters.tflite_table import Unsupported, args, argument, lowers
 
 aten = torch.ops.aten
 
@@ -65,7 +65,7 @@ def promoted(node: Node, sources: Sequence[Any]) -> str:
 def binary(
     ctx: Lowering, node: Node, code: str, table: str, *, fuses: bool = False, same_scale: bool = False
 ) -> Value:
-    sources = node.args[:2]
+    sources = args(node)[:2]
     perm = common_layout(ctx, node, sources)
     made = ctx.result(node, layout.stored_shape(ctx.shape_of(node), perm))
     dtype = promoted(node, sources)
@@ -100,7 +100,7 @@ def _no_alpha(node: Node) -> None:
 
 @lowers(aten.mul.Tensor)
 def mul(ctx: Lowering, node: Node) -> Value:
-    if promoted(node, node.args[:2]) == "bool":
+    if promoted(node, args(node)[:2]) == "bool":
         return binary(ctx, node, "LOGICAL_AND", "LogicalAndOptions")
     return binary(ctx, node, "MUL", "MulOptions", fuses=True)
 
@@ -108,7 +108,7 @@ def mul(ctx: Lowering, node: Node) -> Value:
 @lowers(aten.div.Tensor)
 def div(ctx: Lowering, node: Node) -> Value:
     """True division: of integers, too, in float."""
-    sources = node.args[:2]
+    sources = args(node)[:2]
     perm = common_layout(ctx, node, sources)
     made = ctx.result(node, layout.stored_shape(ctx.shape_of(node), perm))
     sides = [operand(ctx, node, s, perm, "float32") for s in sources]
@@ -160,7 +160,7 @@ _COMPARISONS = {
 @lowers(*(getattr(getattr(aten, name), kind) for name in _COMPARISONS for kind in ("Tensor", "Scalar")))
 def compare(ctx: Lowering, node: Node) -> Value:
     code, table = _COMPARISONS[str(node.target).split(".")[1]]
-    sources = node.args[:2]
+    sources = args(node)[:2]
     perm = common_layout(ctx, node, sources)
     dtype = promoted(node, sources)
     if dtype == "bool" and code not in ("EQUAL", "NOT_EQUAL"):
@@ -186,22 +186,22 @@ def logical_not(ctx: Lowering, node: Node) -> Value:
 
 
 def _logical(ctx: Lowering, node: Node, code: str, table: str) -> Value:
-    if any(isinstance(a, Node) and a.meta["val"].dtype is not torch.bool for a in node.args):
+    if any(isinstance(a, Node) and a.meta["val"].dtype is not torch.bool for a in args(node)):
         raise Unsupported("logic on numbers; compare them first")
-    perm = common_layout(ctx, node, node.args)
+    perm = common_layout(ctx, node, args(node))
     made = ctx.result(node, layout.stored_shape(ctx.shape_of(node), perm))
-    ctx.draft.emit(code, [operand(ctx, node, a, perm, "bool") for a in node.args], [made], table)
+    ctx.draft.emit(code, [operand(ctx, node, a, perm, "bool") for a in args(node)], [made], table)
     return Value(made, perm)
 
 
 @lowers(aten.where.self)
 def where(ctx: Lowering, node: Node) -> Value:
     """SELECT_V2: the condition is boolean, both sides on the scale of the result."""
-    perm = common_layout(ctx, node, node.args[:3])
+    perm = common_layout(ctx, node, args(node)[:3])
     made = ctx.result(node, layout.stored_shape(ctx.shape_of(node), perm))
     dtype = "" if made.quant is not None else made.dtype
-    sides = [ctx.requantized(node, operand(ctx, node, s, perm, dtype), made.quant) for s in node.args[1:3]]
-    condition = operand(ctx, node, node.args[0], perm, "bool")
+    sides = [ctx.requantized(node, operand(ctx, node, s, perm, dtype), made.quant) for s in args(node)[1:3]]
+    condition = operand(ctx, node, args(node)[0], perm, "bool")
     ctx.draft.emit("SELECT_V2", [condition, *sides], [made], "SelectV2Options")
     return Value(made, perm)
 
@@ -209,7 +209,7 @@ def where(ctx: Lowering, node: Node) -> Value:
 @lowers(aten._to_copy.default)
 def to_copy(ctx: Lowering, node: Node) -> Value:
     """A change of dtype. Booleans become quantized values without touching a float."""
-    source = node.args[0]
+    source = args(node)[0]
     value = ctx.input(node, source, as_stored=not ctx.is_integer(node))
     tensor, dtype = value.tensor, ctx.dtype_of(node)
     if ctx.is_integer(node) and tensor.dtype == "bool":

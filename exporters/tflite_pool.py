@@ -13,7 +13,7 @@ from edgecomp.exporters import tflite_layout as layout
 from edgecomp.exporters.tflite_conv import Window, pad_spatial, shuffle_order
 from edgecomp.exporters.tflite_file import Tensor, padding
 from edgecomp.exporters.tflite_lower import Lowering, Value
-from edgecomp.exporters.tflite_table import Unsupported, argument, lowers, pair
+from edgecomp.exporters.tflite_table import Unsupported, args, argument, lowers, pair
 
 aten = torch.ops.aten
 
@@ -46,7 +46,7 @@ def _pool(ctx: Lowering, node: Node, code: str, x: Tensor, window: Window, mode:
 @lowers(aten.max_pool2d.default)
 def max_pool2d(ctx: Lowering, node: Node) -> Value:
     """Padding that SAME does not give is made with the lowest value, as PyTorch pads with -inf."""
-    value = ctx.input(node, node.args[0], perm=layout.channels_last(4))
+    value = ctx.input(node, args(node)[0], perm=layout.channels_last(4))
     x, size = value.tensor, (value.tensor.shape[1], value.tensor.shape[2])
     ceil_mode = bool(argument(node, 5, "ceil_mode", False))
     window = _window(node, size, argument(node, 4, "dilation", 1), ceil_mode)
@@ -63,7 +63,7 @@ def avg_pool2d(ctx: Lowering, node: Node) -> Value:
     """TFLite's SAME leaves padding out of the mean; zeros that count are made with PAD."""
     if argument(node, 6, "divisor_override") is not None:
         raise Unsupported("average pooling with divisor_override")
-    value = ctx.input(node, node.args[0], perm=layout.channels_last(4))
+    value = ctx.input(node, args(node)[0], perm=layout.channels_last(4))
     x, size = value.tensor, (value.tensor.shape[1], value.tensor.shape[2])
     window = _window(node, size, 1, bool(argument(node, 4, "ceil_mode", False)))
     counts = bool(argument(node, 5, "count_include_pad", True))
@@ -102,7 +102,7 @@ def upsample_bilinear2d(ctx: Lowering, node: Node) -> Value:
 
 def _check_ratio(ctx: Lowering, node: Node, factors: Any) -> None:
     """TFLite samples by the ratio of the sizes; PyTorch by the factor that the user gave."""
-    before, after = ctx.shape_of(node.args[0])[2:], ctx.shape_of(node)[2:]  # type: ignore[arg-type]
+    before, after = ctx.shape_of(args(node)[0])[2:], ctx.shape_of(node)[2:]
     for n, m, factor in zip(before, after, factors or (None, None), strict=True):
         if factor is not None and not math.isclose(m / n, float(factor), rel_tol=1e-6):
             raise Unsupported(
@@ -111,7 +111,7 @@ def _check_ratio(ctx: Lowering, node: Node, factors: Any) -> None:
 
 
 def _resize(ctx: Lowering, node: Node, code: str, table: str, corners: bool, half: bool) -> Value:
-    value = ctx.input(node, node.args[0], perm=layout.channels_last(4))
+    value = ctx.input(node, args(node)[0], perm=layout.channels_last(4))
     shape = ctx.shape_of(node)
     made = ctx.result(node, (shape[0], shape[2], shape[3], shape[1]), like=value.tensor)
     size = ctx.numbers(shape[2:], "size")
@@ -122,11 +122,11 @@ def _resize(ctx: Lowering, node: Node, code: str, table: str, corners: bool, hal
 @lowers(aten.pixel_shuffle.default)
 def pixel_shuffle(ctx: Lowering, node: Node) -> Value:
     """DEPTH_TO_SPACE; the convolution before has the channels in its order, or GATHER moves them."""
-    factor = int(node.args[1])  # type: ignore[arg-type]
-    value = ctx.input(node, node.args[0], keep_order=True)
+    factor = int(args(node)[1])
+    value = ctx.input(node, args(node)[0], keep_order=True)
     order = shuffle_order(value.shape[1], factor)
     if value.order is None or value.order[0] != 1 or not np.array_equal(value.order[1], order):
-        value = ctx.input(node, node.args[0], perm=layout.channels_last(4))
+        value = ctx.input(node, args(node)[0], perm=layout.channels_last(4))
         x = value.tensor
         if value.shape[1] != factor * factor:
             made = ctx.part(node, "ordered", x.shape, x)

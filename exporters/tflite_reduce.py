@@ -12,7 +12,7 @@ from torch.fx import Node
 from edgecomp.exporters import tflite_layout as layout
 from edgecomp.exporters.tflite_file import Quant, Tensor, type_of
 from edgecomp.exporters.tflite_lower import Lowering, Value
-from edgecomp.exporters.tflite_table import Unsupported, argument, lowers
+from edgecomp.exporters.tflite_table import Unsupported, args, argument, lowers
 
 aten = torch.ops.aten
 
@@ -50,7 +50,7 @@ def reduce(
 
 @lowers(aten.mean.dim)
 def mean(ctx: Lowering, node: Node) -> Value:
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     return reduce(
         ctx, node, "MEAN", argument(node, 1, "dim"), bool(argument(node, 2, "keepdim", False)), value
     )
@@ -58,12 +58,12 @@ def mean(ctx: Lowering, node: Node) -> Value:
 
 @lowers(aten.mean.default)
 def mean_of_all(ctx: Lowering, node: Node) -> Value:
-    return reduce(ctx, node, "MEAN", None, False, ctx.input(node, node.args[0]))
+    return reduce(ctx, node, "MEAN", None, False, ctx.input(node, args(node)[0]))
 
 
 @lowers(aten.sum.dim_IntList)
 def sum_(ctx: Lowering, node: Node) -> Value:
-    value = _numeric(ctx, node, ctx.input(node, node.args[0]))
+    value = _numeric(ctx, node, ctx.input(node, args(node)[0]))
     return reduce(
         ctx, node, "SUM", argument(node, 1, "dim"), bool(argument(node, 2, "keepdim", False)), value
     )
@@ -71,7 +71,7 @@ def sum_(ctx: Lowering, node: Node) -> Value:
 
 @lowers(aten.sum.default)
 def sum_of_all(ctx: Lowering, node: Node) -> Value:
-    return reduce(ctx, node, "SUM", None, False, _numeric(ctx, node, ctx.input(node, node.args[0])))
+    return reduce(ctx, node, "SUM", None, False, _numeric(ctx, node, ctx.input(node, args(node)[0])))
 
 
 def _numeric(ctx: Lowering, node: Node, value: Value) -> Value:
@@ -93,7 +93,7 @@ def _numeric(ctx: Lowering, node: Node, value: Value) -> Value:
 @lowers(aten.amax.default, aten.amin.default)
 def extreme(ctx: Lowering, node: Node) -> Value:
     code = "REDUCE_MAX" if node.target is aten.amax.default else "REDUCE_MIN"
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     return reduce(
         ctx,
         node,
@@ -108,8 +108,8 @@ def extreme(ctx: Lowering, node: Node) -> Value:
 @lowers(aten.max.dim, aten.min.dim)
 def extreme_and_position(ctx: Lowering, node: Node) -> list[Value]:
     largest = node.target is aten.max.dim
-    value = ctx.input(node, node.args[0])
-    dim, keep = int(node.args[1]), bool(argument(node, 2, "keepdim", False))  # type: ignore[arg-type]
+    value = ctx.input(node, args(node)[0])
+    dim, keep = int(args(node)[1]), bool(argument(node, 2, "keepdim", False))
     axis = value.perm.index(dim % len(value.perm))
     stored = value.tensor.shape[:axis] + value.tensor.shape[axis + 1 :]
     perm = tuple(p - (p > dim % len(value.perm)) for p in value.perm if p != dim % len(value.perm))
@@ -133,7 +133,7 @@ def _position(ctx: Lowering, node: Node, x: Tensor, axis: int, code: str, stored
 @lowers(aten.argmax.default, aten.argmin.default)
 def position(ctx: Lowering, node: Node) -> Value:
     """On quantized values as they are stored: the order is the same."""
-    value = ctx.input(node, node.args[0], as_stored=True)
+    value = ctx.input(node, args(node)[0], as_stored=True)
     dim, keep = argument(node, 1, "dim"), bool(argument(node, 2, "keepdim", False))
     code = "ARG_MAX" if node.target is aten.argmax.default else "ARG_MIN"
     if dim is None:
@@ -155,17 +155,17 @@ def position(ctx: Lowering, node: Node) -> Value:
 def product(ctx: Lowering, node: Node) -> Value:
     if ctx.is_integer(node):
         raise Unsupported("a product of quantized values overflows; let the plan leave it float")
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     return reduce(
-        ctx, node, "REDUCE_PROD", int(node.args[1]), bool(argument(node, 2, "keepdim", False)), value
-    )  # type: ignore[arg-type]
+        ctx, node, "REDUCE_PROD", int(args(node)[1]), bool(argument(node, 2, "keepdim", False)), value
+    )
 
 
 @lowers(aten.any.dim, aten.any.dims, aten.any.default)
 def any_(ctx: Lowering, node: Node) -> Value:
     dims = None if node.target is aten.any.default else argument(node, 1, "dim")
     keep = node.target is not aten.any.default and bool(argument(node, 2, "keepdim", False))
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     if value.tensor.dtype != "bool":
         raise Unsupported("any of numbers; compare them first")
     return reduce(ctx, node, "REDUCE_ANY", dims, keep, value)
@@ -176,7 +176,7 @@ def variance(ctx: Lowering, node: Node) -> Value:
     """mean((x - mean(x))^2) * n / (n - correction), in float."""
     if ctx.is_integer(node):
         raise Unsupported("variance of quantized values; let the plan leave it float")
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     rank = len(value.perm)
     axes = _axes(rank, argument(node, 1, "dim"))
     correction = node.kwargs.get("correction", 1)
@@ -201,7 +201,7 @@ def vector_norm(ctx: Lowering, node: Node) -> Value:
     order = argument(node, 1, "ord", 2)
     if ctx.is_integer(node) or order != 2:
         raise Unsupported(f"a norm of order {order}, or of quantized values")
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     squares = ctx.part(node, "squares", value.tensor.shape, value.tensor)
     ctx.draft.emit("MUL", [value.tensor, value.tensor], [squares], "MulOptions", fusedActivationFunction=0)
     dims, keep = argument(node, 2, "dim"), bool(argument(node, 3, "keepdim", False))
@@ -213,8 +213,8 @@ def vector_norm(ctx: Lowering, node: Node) -> Value:
 
 @lowers(aten.cumsum.default)
 def cumsum(ctx: Lowering, node: Node) -> Value:
-    value = ctx.input(node, node.args[0])
-    dim = int(node.args[1]) % len(value.perm)  # type: ignore[arg-type]
+    value = ctx.input(node, args(node)[0])
+    dim = int(args(node)[1]) % len(value.perm)
     if ctx.is_integer(node):
         return _integer_cumsum(ctx, node, value, dim)
     made = ctx.result(node, value.tensor.shape)
@@ -243,8 +243,8 @@ def _integer_cumsum(ctx: Lowering, node: Node, value: Value, dim: int) -> Value:
 @lowers(aten.topk.default)
 def topk(ctx: Lowering, node: Node) -> list[Value]:
     """The largest values of the last axis and their positions."""
-    value = ctx.input(node, node.args[0])
-    rank, count = len(value.perm), int(node.args[1])  # type: ignore[arg-type]
+    value = ctx.input(node, args(node)[0])
+    rank, count = len(value.perm), int(args(node)[1])
     dim = int(argument(node, 2, "dim", -1)) % rank
     if not argument(node, 3, "largest", True):
         raise Unsupported("topk of the smallest values")

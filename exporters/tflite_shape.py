@@ -13,7 +13,7 @@ from torch.fx import Node
 from edgecomp.exporters import tflite_layout as layout
 from edgecomp.exporters.tflite_file import Tensor
 from edgecomp.exporters.tflite_lower import Lowering, Value
-from edgecomp.exporters.tflite_table import Unsupported, argument, lowers
+from edgecomp.exporters.tflite_table import Unsupported, args, argument, lowers
 from edgecomp.graph import constants
 
 aten = torch.ops.aten
@@ -33,7 +33,7 @@ def axis_of(value: Value, dim: int) -> int:
 )  # fmt: skip
 def reshape(ctx: Lowering, node: Node) -> Value:
     """No data moves when the merged axes lie together in the stored tensor, or only linear layers read it."""
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     after = ctx.shape_of(node)
     perm = layout.reshaped(value.shape, value.perm, after)
     if perm is None and _flattens_for_linear(node, value.shape, after):
@@ -75,12 +75,12 @@ def _shuffled_flat(ctx: Lowering, node: Node, value: Value, after: layout.Shape)
 @lowers(aten.permute.default, aten.transpose.int, aten.t.default)
 def permute(ctx: Lowering, node: Node) -> Value:
     """Only the layout changes; data moves later, if anybody asks for another order."""
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     rank = len(value.perm)
     if node.target is aten.permute.default:
-        dims = [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr]
+        dims = [int(d) % rank for d in args(node)[1]]
     else:
-        swap = [int(d) % rank for d in node.args[1:3]] or [0, rank - 1]  # type: ignore[arg-type]
+        swap = [int(d) % rank for d in args(node)[1:3]] or [0, rank - 1]
         dims = list(range(rank))
         dims[swap[0]], dims[swap[1]] = swap[1], swap[0]
     return Value(value.tensor, layout.permuted(value.perm, dims))
@@ -88,7 +88,7 @@ def permute(ctx: Lowering, node: Node) -> Value:
 
 @lowers(aten.expand.default, aten.broadcast_to.default)
 def expand(ctx: Lowering, node: Node) -> Value:
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     after = ctx.shape_of(node)
     perm = layout.widened(value.perm, len(after))
     extra = (1,) * (len(after) - len(value.perm))
@@ -104,8 +104,8 @@ def expand(ctx: Lowering, node: Node) -> Value:
 
 @lowers(aten.repeat.default)
 def repeat(ctx: Lowering, node: Node) -> Value:
-    value = ctx.input(node, node.args[0])
-    times = [int(t) for t in node.args[1]]  # type: ignore[union-attr]
+    value = ctx.input(node, args(node)[0])
+    times = [int(t) for t in args(node)[1]]
     perm = layout.widened(value.perm, len(times))
     x = ctx.reshape(node, value.tensor, (*(1,) * (len(times) - len(value.perm)), *value.tensor.shape))
     made = ctx.result(node, layout.stored_shape(ctx.shape_of(node), perm), like=x)
@@ -116,7 +116,7 @@ def repeat(ctx: Lowering, node: Node) -> Value:
 @lowers(aten.cat.default)
 def cat(ctx: Lowering, node: Node) -> Value:
     """All parts in the layout of the largest; each on the scale of the result."""
-    sources = list(node.args[0])  # type: ignore[arg-type]
+    sources = list(args(node)[0])
     dim = int(argument(node, 1, "dim", 0)) % len(ctx.shape_of(node))
     sources = [s for s in sources if ctx.shape_of(s) != (0,)]
     perm = common_layout(ctx, node, sources)
@@ -133,7 +133,7 @@ def concatenate(ctx: Lowering, parts: Sequence[Tensor], made: Tensor, axis: int)
 
 @lowers(aten.stack.default)
 def stack(ctx: Lowering, node: Node) -> Value:
-    sources = list(node.args[0])  # type: ignore[arg-type]
+    sources = list(args(node)[0])
     shape = ctx.shape_of(node)
     dim = int(argument(node, 1, "dim", 0)) % len(shape)
     made = ctx.result(node, shape)
@@ -160,7 +160,7 @@ def common_layout(ctx: Lowering, node: Node, sources: Sequence[Any]) -> layout.P
 
 @lowers(aten.split_with_sizes.default, aten.split.Tensor)
 def split(ctx: Lowering, node: Node) -> list[Value]:
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     dim = int(argument(node, 2, "dim", 0)) % len(value.perm)
     axis = value.perm.index(dim)
     sizes = [int(t.shape[dim]) for t in node.meta["val"]]
@@ -187,15 +187,15 @@ def split(ctx: Lowering, node: Node) -> list[Value]:
 
 @lowers(operator.getitem)
 def getitem(ctx: Lowering, node: Node) -> Value:
-    made = ctx.values[node.args[0]]  # type: ignore[index]
-    if not isinstance(made, list) or int(node.args[1]) >= len(made):  # type: ignore[arg-type]
-        raise Unsupported(f"output {node.args[1]} of {node.args[0].target}")  # type: ignore[union-attr]
-    return made[int(node.args[1])]  # type: ignore[arg-type]
+    made = ctx.values[args(node)[0]]
+    if not isinstance(made, list) or int(args(node)[1]) >= len(made):
+        raise Unsupported(f"output {args(node)[1]} of {args(node)[0].target}")
+    return made[int(args(node)[1])]
 
 
 @lowers(aten.slice.Tensor)
 def slice_(ctx: Lowering, node: Node) -> Value:
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     axis = axis_of(value, int(argument(node, 1, "dim", 0)))
     size = value.tensor.shape[axis]
     start, end, step = slice(
@@ -234,10 +234,10 @@ def _strided(ctx: Lowering, node: Node, x: Tensor, axis: int, start: int, end: i
 @lowers(aten.select.int)
 def select(ctx: Lowering, node: Node) -> Value:
     """One element along an axis: SLICE, then the axis goes."""
-    value = ctx.input(node, node.args[0])
-    dim = int(node.args[1]) % len(value.perm)  # type: ignore[arg-type]
+    value = ctx.input(node, args(node)[0])
+    dim = int(args(node)[1]) % len(value.perm)
     axis = value.perm.index(dim)
-    index = int(node.args[2]) % value.tensor.shape[axis]  # type: ignore[arg-type]
+    index = int(args(node)[2]) % value.tensor.shape[axis]
     one = tuple(1 if a == axis else n for a, n in enumerate(value.tensor.shape))
     part = ctx.part(node, "slice", one, value.tensor)
     begin = ctx.numbers([index if a == axis else 0 for a in range(len(one))], "begin")
@@ -250,8 +250,8 @@ def select(ctx: Lowering, node: Node) -> Value:
 
 @lowers(aten.constant_pad_nd.default)
 def constant_pad(ctx: Lowering, node: Node) -> Value:
-    value = ctx.input(node, node.args[0])
-    widths, fill = list(node.args[1]), float(argument(node, 2, "value", 0.0) or 0.0)  # type: ignore[arg-type]
+    value = ctx.input(node, args(node)[0])
+    widths, fill = list(args(node)[1]), float(argument(node, 2, "value", 0.0) or 0.0)
     rank = len(value.perm)
     by_dim = [(0, 0)] * rank
     for i, (low, high) in enumerate(zip(widths[::2], widths[1::2], strict=True)):
@@ -281,27 +281,27 @@ def _fill(ctx: Lowering, node: Node, fill: float, like: Tensor) -> Tensor:
 
 @lowers(aten.flip.default)
 def flip(ctx: Lowering, node: Node) -> Value:
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     x = value.tensor
-    for dim in node.args[1]:  # type: ignore[union-attr]
+    for dim in args(node)[1]:
         made = ctx.part(node, "reversed", x.shape, x)
         x = ctx.draft.emit(
             "REVERSE_V2", [x, ctx.numbers([axis_of(value, int(dim))], "axis")], [made], "ReverseV2Options"
-        )  # type: ignore[arg-type]
+        )
     return Value(x, value.perm)
 
 
 @lowers(aten.roll.default)
 def roll(ctx: Lowering, node: Node) -> Value:
     """Two slices change places along each axis."""
-    value = ctx.input(node, node.args[0])
+    value = ctx.input(node, args(node)[0])
     dims = [int(d) for d in argument(node, 2, "dims", [])]
     if not dims:
         raise Unsupported("roll over the flattened tensor; name the axes")
     x = value.tensor
-    for shift, dim in zip(node.args[1], dims, strict=True):  # type: ignore[arg-type]
+    for shift, dim in zip(args(node)[1], dims, strict=True):
         axis = axis_of(value, dim)
-        cut = (-int(shift)) % x.shape[axis]  # type: ignore[arg-type]
+        cut = (-int(shift)) % x.shape[axis]
         if cut:
             parts = [_piece(ctx, node, x, axis, cut, x.shape[axis]), _piece(ctx, node, x, axis, 0, cut)]
             x = concatenate(ctx, parts, ctx.part(node, "rolled", x.shape, x), axis)

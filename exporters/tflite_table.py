@@ -29,6 +29,11 @@ def lowers(*targets: Any) -> Callable[[Handler], Handler]:
     return register
 
 
+def args(node: Node) -> tuple[Any, ...]:
+    """A node's positional arguments, untyped as they are."""
+    return node.args
+
+
 def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
     """A node's argument by position or by name."""
     if index < len(node.args):
