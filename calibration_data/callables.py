@@ -40,7 +40,7 @@ class CallableSource:
         self._call = load_callable(spec)
         first = self._start()
         self._source = first if isinstance(first, DataSource) else None
-        self.labels: tuple[str, ...] = labels or (self._source.labels if self._source else ())
+        self.labels: tuple[str, ...] = self._labels(labels)
         own = self._source.preprocessing if self._source else None
         self.preprocessing: Preprocessing | None = own or preprocessing
         self._length = len(first) if isinstance(first, Sized) else None
@@ -74,6 +74,15 @@ class CallableSource:
             start += len(chunk)
         if start == 0:
             raise DataError(f"{self.spec} yielded no sample; expected (inputs, target) for each")
+
+    def _labels(self, given: tuple[str, ...] | None) -> tuple[str, ...]:
+        own = self._source.labels if self._source else ()
+        if given and own and given != own:
+            raise DataError(
+                f"{self.spec} has labels {', '.join(own[:5])}..., the model {', '.join(given[:5])}...; "
+                "both must be the same, in the same order"
+            )
+        return own or given or ()
 
     def _start(self) -> Any:
         try:

@@ -1,0 +1,122 @@
+"""`edgecomp parity`: artifacts against the float model; a gate that fails makes the exit code 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from edgecomp import manifest
+from edgecomp.cli.common import data_option, json_option, model_argument, show
+from edgecomp.errors import GateFailed
+from edgecomp.parity import document, gates
+
+
+def render(shown: Mapping[str, Any]) -> RenderableType:
+    parts: list[RenderableType] = [Text(f"reference {shown['reference']}"), figures_table(shown["artifacts"])]
+    for entry in shown["artifacts"]:
+        parts += [Text(f"{Path(entry['path']).name}: {note}") for note in entry["notes"]]
+        parts += [gate_line(entry["path"], gate) for gate in entry["gates"]]
+    return Group(*parts)
+
+
+def figures_table(entries: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(
+        "artifact", "samples", "top-1 agreement", "SQNR dB", "cosine", "max error", "metric", "float",
+        "artifact", "delta [95 %]", "flips -/+", "bytes", box=None, pad_edge=False,
+    )  # fmt: skip
+    for entry in entries:
+        table.add_row(Path(entry["path"]).name, *figures_cells(entry), f"{entry['size_bytes']:,}")
+        if entry["optimized"]:
+            cells = figures_cells({**entry["optimized"], "samples": entry["samples"]})
+            table.add_row("  optimized session", *cells, "")
+    return table
+
+
+def figures_cells(entry: Mapping[str, Any]) -> list[str]:
+    metric, flips = entry["metric"], entry["flips"]
+    cells = [
+        str(entry["samples"]),
+        number(entry["top1_agreement"], ".4f"),
+        number(entry["sqnr_db"], ".2f"),
+        number(entry["cosine"], ".5f"),
+        number(entry["max_abs_error"], ".4g"),
+    ]
+    if metric is None:
+        cells += ["no targets", "", "", ""]
+    else:
+        low, high = metric["ci95"]
+        interval = f"{metric['delta']:+.4f} [{low:+.4f}, {high:+.4f}]"
+        cells += [metric["name"], f"{metric['reference']:.4f}", f"{metric['artifact']:.4f}", interval]
+    return [*cells, "" if flips["negative"] is None else f"{flips['negative']}/{flips['positive']}"]
+
+
+def number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def gate_line(path: str, gate: Mapping[str, Any]) -> Text:
+    if gate["passed"]:
+        return Text(f"passed  {Path(path).name}: {gate['expr']} ({gate['value']:.6g})", style="green")
+    return Text(f"FAILED  {Path(path).name}: {gate['expr']}: {gate['reason']}", style="bold red")
+
+
+def fail_if_needed(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Raise GateFailed that counts what failed; the lines were printed before."""
+    failed = [(e, g) for e in entries for g in e["gates"] if not g["passed"]]
+    if failed:
+        entry, gate = failed[0]
+        raise GateFailed(
+            f"{len(failed)} of {sum(len(e['gates']) for e in entries)} gates failed; the first: "
+            f"{Path(entry['path']).name}: {gate['reason']}"
+        )
+
+
+def first_manifest(artifacts: Sequence[Path]) -> Any:
+    """The manifest of the first artifact that has one: its preprocessing and labels open the data."""
+    found = [manifest.read(a) for a in artifacts if a.exists() and manifest.path_of(a).exists()]
+    return found[0] if found else None
+
+
+@click.command("parity")
+@model_argument
+@click.argument("artifacts", metavar="ARTIFACT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@data_option("--data", "Evaluation data, prepared as the artifact says.", required=True)
+@click.option("--weights", metavar="FILE", type=click.Path(path_type=Path), help="State dict of MODEL.")
+@click.option("--gate", "exprs", metavar="EXPR", multiple=True, help="A condition; repeatable.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Use the first N samples only.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
+@json_option
+def command(
+    model: str,
+    artifacts: tuple[Path, ...],
+    data: str,
+    weights: Path | None,
+    exprs: tuple[str, ...],
+    limit: int | None,
+    threads: int,
+    json_path: str | None,
+) -> None:
+    """Compare artifacts with the float model they were made from.
+
+    ARTIFACT is a .tflite or .onnx file or an .mlpackage folder. A gate is NAME OP NUMBER, such as
+    'top1_agreement >= 0.98', 'sqnr_db > 20', 'metric.delta.low >= -0.01', 'size_bytes < 2MB'. The exit
+    code is 1 when a gate fails.
+    """
+    from edgecomp.loading import open_data
+    from edgecomp.models import load_model
+    from edgecomp.parity import compare
+    from edgecomp.reference import TorchReference
+
+    gates.parse_all(exprs)
+    told = first_manifest(artifacts)
+    source = open_data(data, told.preprocessing if told else None, told.labels if told else None)
+    reference = TorchReference(load_model(model, weights))
+    entries = [compare(reference, a, source, gates=exprs, threads=threads, limit=limit) for a in artifacts]
+    show(document(model, entries), json_path, render)
+    fail_if_needed(entries)
