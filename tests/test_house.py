@@ -53,7 +53,7 @@ LIBRARIES = {
     "devices/agent": {"ai_edge_litert", "tflite_runtime", "tensorflow", "onnxruntime"},
     "calibration_data": {"numpy", "PIL"},
     "parity": {"numpy", "torch"},
-    "report": {"jinja2", "matplotlib", "numpy"},
+    "report": {"jinja2", "markupsafe", "yaml"},
     "chain": {"numpy", "torch", "yaml", "pydantic"},
     "demo": {"numpy", "torch", "click"},
     "cli": {"click", "rich", "yaml", "numpy", "platformdirs"},
@@ -212,8 +212,15 @@ def test_no_file_prints_except_the_agent_and_scripts(file: Path) -> None:
 def test_nothing_is_left_to_do(file: Path) -> None:
     text = (ROOT / file).read_text()
     assert not {word for word in ("TO" + "DO", "FIX" + "ME", "XX" + "X") if word in text}
-    bodies = [n for n in ast.walk(tree(file)) if isinstance(n, ast.Raise) and n.exc is not None]
-    assert not [n.lineno for n in bodies if "NotImplementedError" in ast.dump(n)]
+    functions = [n for n in ast.walk(tree(file)) if isinstance(n, ast.FunctionDef)]
+    stubs = [f.name for f in functions if isinstance(f.body[-1], ast.Raise) and _is_stub(f.body)]
+    assert not stubs
+
+
+def _is_stub(body: list[ast.stmt]) -> bool:
+    """Nothing but a docstring and `raise NotImplementedError`."""
+    rest = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+    return len(rest) == 1 and "NotImplementedError" in ast.dump(rest[0])
 
 
 def test_no_module_imports_itself_through_others() -> None:
