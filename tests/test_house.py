@@ -44,7 +44,7 @@ LIBRARIES = {
     "exporters/onnx": {"onnx", "onnxscript"},
     "exporters/coreml": {"coremltools", "google"},
     "runtimes": {"numpy"},
-    "runtimes/litert": {"ai_edge_litert", "tflite_runtime", "tensorflow"},
+    "runtimes/litert": {"ai_edge_litert", "flatbuffers", "tflite_runtime", "tensorflow"},
     "runtimes/onnxruntime": {"onnxruntime"},
     "runtimes/coreml": {"coremltools", "google", "torch"},
     "devices": {"numpy", "platformdirs"},
