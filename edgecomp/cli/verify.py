@@ -41,6 +41,6 @@ def command(artifact: Path, json_path: str | None) -> None:
         wrong = next(o for o in result["outputs"] if not o["passed"])
         raise GateFailed(
             f"{artifact}: output {wrong['name']!r} differs from its golden value by "
-            f"{wrong['difference']:.4g} {wrong['unit']}, {wrong['limit']:g} is allowed: the runtime here does not compute what the "
-            "exporter checked"
+            f"{wrong['difference']:.4g} {wrong['unit']}, {wrong['limit']:g} is allowed: "
+            "the runtime here does not compute what the exporter checked"
         )
