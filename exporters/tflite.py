@@ -307,9 +307,9 @@ def _name_tensors(lowering: Lowering, inputs: Sequence[Tensor], outputs: Sequenc
 
 
 def _layouts(lowering: Lowering) -> dict[str, list[int]]:
-    """Tensor name -> layout, for results that are not stored in torch's order."""
+    """Tensor name -> layout, for results that are not stored in torch's order; [] when an axis is shuffled."""
     return {
-        value.tensor.name: list(value.perm)
+        value.tensor.name: [] if value.order is not None else list(value.perm)
         for value in lowering.values.values()
-        if isinstance(value, Value) and value.perm != identity(len(value.perm))
+        if isinstance(value, Value) and (value.order is not None or value.perm != identity(len(value.perm)))
     }
