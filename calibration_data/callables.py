@@ -14,6 +14,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,21 @@ def load_callable(spec: str) -> Callable[[], Any]:
     return found
 
 
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Imports of what lies in the folder work inside."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
 def _from_package(name: str, spec: str) -> Any:
     try:
-        return importlib.import_module(name)
+        with _importable(Path.cwd()):
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise DataError(
             f"data {spec!r}: no module {error.name!r}; give package.module:callable that can be imported, "
@@ -134,16 +147,18 @@ def _from_package(name: str, spec: str) -> Any:
 
 
 def _from_file(path: Path, spec: str) -> Any:
+    path = path.resolve()
     if not path.is_file():
         raise DataError(f"data {spec!r}: no file at {path}; expected path/to/file.py:callable")
-    name = f"edgecomp_data_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    name = f"edgecomp_data_{zlib.crc32(str(path).encode()):08x}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
         raise DataError(f"data {spec!r}: {path} cannot be loaded as Python")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     try:
-        module_spec.loader.exec_module(module)
+        with _importable(path.parent):
+            module_spec.loader.exec_module(module)
     except Exception as error:  # user code may raise anything; the message names it
         del sys.modules[name]
         raise _broken(spec, error) from error

@@ -54,7 +54,7 @@ def test_few_samples():
 
 
 def test_copies():
-    some = audit(Source(np.concatenate([smooth(150), smooth(30)]), how=HOW))
+    some = audit(Source(np.concatenate([smooth(150), smooth(150)[:30]]), how=HOW))
     assert checks(some, "warning") == {"duplicates"} and some["fit"]
     most = audit(Source(np.concatenate([smooth(30)] * 5), how=HOW))
     assert checks(most, "error") == {"duplicates"} and not most["fit"]
