@@ -18,6 +18,7 @@ demo: $(STAMP)
 	$(BIN)/edgecomp run edgecomp/demo/recipe.yaml --out build/demo
 
 test: $(STAMP) lint
+	-$(BIN)/python tests/lab/build.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
