@@ -138,7 +138,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Preprocessing:
-        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
+        lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
         return cls(**lists)
 
 

@@ -6,6 +6,7 @@ This file stays import-light (click only), so that `edgecomp --help` answers at 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import signal
 import sys
@@ -74,10 +75,13 @@ class LazyGroup(click.Group):
     ) -> Any:
         """As click's own, but failures leave through `edgecomp.cli.failure`. `--debug` works anywhere."""
         words, debug = _without_debug(sys.argv[1:] if args is None else list(args))
+        plain = functools.partial(
+            super().main, words, prog_name, complete_var, windows_expand_args=windows_expand_args, **extra
+        )
         if not standalone_mode:
-            return super().main(words, prog_name, complete_var, False, windows_expand_args, **extra)
+            return plain(standalone_mode=False)
         try:
-            result = super().main(words, prog_name, complete_var, False, windows_expand_args, **extra)
+            result: object = plain(standalone_mode=False)
             sys.stdout.flush()
         except Exception as error:
             from edgecomp.cli import failure

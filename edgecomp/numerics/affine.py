@@ -37,7 +37,7 @@ def from_range(low: float, high: float, spec: QuantSpec) -> TensorQuantization:
 
 def _per_tensor(scale: float, zero_point: int, spec: QuantSpec) -> TensorQuantization:
     return TensorQuantization(
-        spec, np.float32(max(scale, SMALLEST_SCALE)).reshape(()), np.int32(zero_point).reshape(())
+        spec, np.array(max(scale, SMALLEST_SCALE), np.float32), np.array(zero_point, np.int32)
     )
 
 

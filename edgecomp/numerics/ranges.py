@@ -34,7 +34,7 @@ def least_squares(counts: np.ndarray, low: float, high: float, spec: QuantSpec, 
     best, best_error = (low, high), _squared_error(counts, centres, low, high, spec)
     for end in (0, 1, 0, 1):
         for fraction in np.linspace(0.2, 1.0, steps):
-            candidate = (best[0], high * fraction) if end else (low * fraction, best[1])
+            candidate: Range = (best[0], high * fraction) if end else (low * fraction, best[1])
             if candidate[0] > candidate[1]:
                 continue
             error = _squared_error(counts, centres, *candidate, spec)

@@ -54,8 +54,12 @@ def steps(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Accuracy, size, MACs of the model after every step; the first row is the float model."""
     name = main_metric(rows)
     first = at(rows[0], "size_bytes") if rows else None
-    columns = ("step", f"{name or 'metric'}#", "against float#", "against step before#", "size#")
-    columns += ("parameters#", "MACs#", "time#", "peak memory#", "gates")
+    columns = (
+        "step",
+        f"{name or 'metric'}#",
+        *("against float#", "against step before#", "size#", "parameters#"),
+        *("MACs#", "time#", "peak memory#", "gates"),
+    )
     return Table(columns, tuple(_step(row, name, first) for row in rows))
 
 
@@ -109,13 +113,16 @@ def size_of(artifact: Mapping[str, Any]) -> float | None:
 def artifacts(rows: Sequence[Mapping[str, Any]], float_bytes: float | None) -> Table:
     """One line for each file: size, the task metric, agreement with the float model, latency of the first
     device, gates."""
-    columns = ("target", "size#", "metric#", "against float#", "top-1 agreement#", "SQNR#", "max error#")
-    columns += ("latency p50#", "peak memory#", "gates")
+    columns = (
+        *("target", "size#", "metric#", "against float#", "top-1 agreement#", "SQNR#", "max error#"),
+        *("latency p50#", "peak memory#", "gates"),
+    )
     return Table(columns, tuple(_artifact(row, float_bytes) for row in rows))
 
 
 def _artifact(row: Mapping[str, Any], float_bytes: float | None) -> tuple[Cell, ...]:
-    parity, profile = row.get("parity") or {}, next(iter(row.get("profiles") or ()), {})
+    parity: Mapping[str, Any] = row.get("parity") or {}
+    profile: Mapping[str, Any] = next(iter(row.get("profiles") or ()), {})
     name = str(at(parity, "metric", "name") or "")
     ratio = figures.times(float_bytes, size_of(row))
     ends = figures.interval(name, at(parity, "metric", "ci95"))
