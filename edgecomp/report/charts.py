@@ -98,9 +98,9 @@ def shrinking(ledger: Mapping[str, Any]) -> Markup | None:
     return plots.bars(rows, title="size after each step and of each artifact", unit="kB", row_height=24)
 
 
-def layers(parity: Mapping[str, Any]) -> tuple[Markup | None, str]:
+def layers(found: Sequence[Mapping[str, Any]]) -> tuple[Markup | None, str]:
     """SQNR of each layer against the float model, in the order of the graph, and a note for below it."""
-    rows = [r for r in parity.get("layers") or [] if _finite(r.get("sqnr_db"))]
+    rows = [r for r in found if _finite(r.get("sqnr_db"))]
     if not rows:
         return None, ""
     hidden = len(rows) - MOST_LAYERS

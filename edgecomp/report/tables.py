@@ -80,7 +80,7 @@ def _step(row: Mapping[str, Any], name: str | None, first: float | None) -> tupl
         cell(figures.count(row.get("macs"))),
         cell(figures.seconds(row.get("seconds"))),
         cell(figures.size(row.get("peak_rss_bytes"))),
-        passed(row.get("passed")),
+        Cell("rolled back", "bad") if row.get("rolled_back") else passed(row.get("passed")),
     )
 
 
@@ -93,7 +93,8 @@ def _settings(row: Mapping[str, Any]) -> str:
     kind, settings = row.get("kind"), row.get("settings") or {}
     shown = [f"{key} {value}" for key, value in settings.items() if value not in (None, "", [], {})]
     words = [str(kind)] if kind and kind != row.get("name") else []
-    return ", ".join(words + shown[:6]) + (" \u2026" if len(shown) > 6 else "")
+    told = ", ".join(words + shown[:6]) + (" \u2026" if len(shown) > 6 else "")
+    return ". ".join(text for text in (told, *map(str, row.get("notes") or [])) if text)
 
 
 def name_of(artifact: Mapping[str, Any]) -> str:

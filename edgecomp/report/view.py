@@ -34,13 +34,20 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Layers:
+    """A picture of the noise by layer, shared by the artifacts in `names`."""
+
+    names: tuple[str, ...]
+    picture: Markup | None
+    note: str
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Detail:
-    """What is told of one artifact below the tables."""
+    """What was measured of one artifact."""
 
     name: str
-    layers: Markup | None
-    layers_note: str
-    kinds: tuple[str, ...]
     profiles: tuple[Profile, ...]
 
 
@@ -66,6 +73,7 @@ class View:
     trade: Markup | None
     trade_lacks: tuple[str, ...]
     shrinking: Markup | None
+    layers: tuple[Layers, ...]
     details: tuple[Detail, ...]
     warnings: tuple[str, ...]
     left_out: Table
@@ -89,7 +97,10 @@ def view(ledger: Mapping[str, Any]) -> View:
         trade=charts.trade(artifacts),
         trade_lacks=charts.not_in_trade(artifacts),
         shrinking=charts.shrinking(ledger),
-        details=tuple(detail(a) for a in artifacts),
+        layers=layers(artifacts),
+        details=tuple(
+            Detail(tables.name_of(a), tuple(_profile(p) for p in a.get("profiles") or [])) for a in artifacts
+        ),
         warnings=warnings(ledger),
         left_out=tables.left_out(artifacts),
         environment=environment(ledger),
@@ -102,18 +113,19 @@ def view(ledger: Mapping[str, Any]) -> View:
 def verdict(ledger: Mapping[str, Any]) -> Verdict:
     """The ledger's own verdict (a text, or `passed` and `text`), and the gates that failed."""
     told = ledger.get("verdict")
+    steps = [s for s in ledger.get("steps") or [] if not s.get("rolled_back")]
     found = [
         (tables.name_of(a), g) for a in ledger.get("artifacts") or [] for g in at(a, "parity", "gates") or []
     ]
-    found += [(str(s.get("name")), g) for s in ledger.get("steps") or [] for g in s.get("gates") or []]
+    found += [(str(s.get("name")), g) for s in steps for g in s.get("gates") or []]
     failed = tuple(
         f"{where}: {g.get('reason') or g.get('expr')}" for where, g in found if g.get("passed") is False
     )
-    broken = [str(s.get("name")) for s in ledger.get("steps") or [] if s.get("passed") is False]
+    broken = [str(s.get("name")) for s in steps if s.get("passed") is False]
     passed = at(told, "passed")
     if passed is None:
         passed = False if failed or broken else True if found else None
-    text = told if isinstance(told, str) else at(told, "text") or at(told, "summary")
+    text = told if isinstance(told, str) else at(told, "text")
     return Verdict(passed, str(text or _counted(len(found), len(failed), broken)), failed)
 
 
@@ -182,12 +194,23 @@ def _agreement(artifacts: list[Mapping[str, Any]]) -> Tile | None:
     return Tile("lowest top-1 agreement", figures.metric("agreement", min(found)[0]), min(found)[1])
 
 
-def detail(artifact: Mapping[str, Any]) -> Detail:
-    parity = artifact.get("parity") or {}
-    chart, note = charts.layers(parity)
-    kinds = tuple(sorted({str(r.get("kind")) for r in parity.get("layers") or [] if r.get("kind")}))
-    profiles = tuple(_profile(p) for p in artifact.get("profiles") or [])
-    return Detail(tables.name_of(artifact), chart, note, kinds, profiles)
+def layers(artifacts: list[Mapping[str, Any]]) -> tuple[Layers, ...]:
+    """One picture for each set of figures; artifacts of one quantization plan share it."""
+    sharing: list[tuple[list[Mapping[str, Any]], list[str]]] = []
+    for artifact in artifacts:
+        rows = at(artifact, "parity", "layers") or []
+        names = next((names for known, names in sharing if known == rows), None)
+        if names is None:
+            sharing.append((rows, [tables.name_of(artifact)]))
+        else:
+            names.append(tables.name_of(artifact))
+    return tuple(_layers(rows, names) for rows, names in sharing)
+
+
+def _layers(rows: list[Mapping[str, Any]], names: list[str]) -> Layers:
+    picture, note = charts.layers(rows)
+    kinds = tuple(sorted({str(r.get("kind")) for r in rows if r.get("kind")}))
+    return Layers(tuple(names), picture, note, kinds)
 
 
 def _profile(facts: Mapping[str, Any]) -> Profile:
@@ -234,7 +257,7 @@ def environment(ledger: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _flat(value: Any) -> str:
     if value is None:
-        return figures.MISSING
+        return "not set"
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_flat(v)}" for k, v in value.items())
     if isinstance(value, (list, tuple)):

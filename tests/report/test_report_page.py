@@ -155,10 +155,24 @@ def test_many_layers_are_cut_to_the_lowest(ledger: dict[str, Any]) -> None:
     parity["layers"] = [
         {"name": f"n{i}", "module": f"layer{i}.", "sqnr_db": float(i), "kind": "a"} for i in range(90)
     ]
-    detail = view(ledger).details[0]
-    assert detail.layers is not None
-    assert "layer39." in detail.layers and "layer40." not in detail.layers
-    assert "40 lowest of 90 layers" in detail.layers_note
+    chart = view(ledger).layers[0]
+    assert chart.picture is not None
+    assert "layer39." in chart.picture and "layer40." not in chart.picture
+    assert "40 lowest of 90 layers" in chart.note
+
+
+def test_artifacts_of_one_plan_share_a_picture_of_their_layers(ledger: dict[str, Any]) -> None:
+    charts = view(ledger).layers
+    assert [c.names for c in charts] == [("tflite-int8", "onnx-qdq", "coreml-pal4"), ("tflite-fp32",)]
+    assert charts[0].picture is not None and charts[1].picture is None
+
+
+def test_a_step_that_was_rolled_back_is_shown_and_fails_nothing(ledger: dict[str, Any]) -> None:
+    ledger["artifacts"].pop()
+    gate = {"expr": "drop <= 0.001", "value": 0.01, "passed": False, "reason": "drop is 0.01"}
+    ledger["steps"][1] |= {"passed": False, "rolled_back": True, "gates": [gate]}
+    assert verdict(ledger).passed is True
+    assert "rolled back" in read(page.html(ledger)).text
 
 
 def test_an_empty_ledger_makes_a_page() -> None:
