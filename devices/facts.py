@@ -77,7 +77,7 @@ say memory; cat /proc/meminfo 2>/dev/null
 say governor; cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor 2>/dev/null
 say temperatures; for z in /sys/class/thermal/thermal_zone*; do
   [ -r "$z/temp" ] && echo "$(cat "$z/type") $(cat "$z/temp" 2>/dev/null)"; done
-say shell; tr '\0' ' ' < /proc/$$/cmdline 2>/dev/null; echo
+say shell; head -c 60 /proc/$$/cmdline 2>/dev/null; echo
 say free; df -Pk . 2>/dev/null
 say sysctl; command -v sysctl >/dev/null && sysctl hw.model hw.memsize hw.ncpu machdep.cpu.brand_string \
   hw.optional.arm 2>/dev/null
@@ -114,7 +114,7 @@ def parse(text: str) -> dict[str, Any]:
         "free_bytes": _free(parts.get("free", "")),
         "governor": _one_or_many(parts.get("governor", "")),
         "temperatures": _temperatures(parts.get("temperatures", "")),
-        "emulated": "qemu" in parts.get("shell", ""),
+        "emulated": "qemu" in parts.get("shell", "").split("\0")[0],
         "python": versions.pop("python", None),
         "runtimes": versions,
         "tools": [line.rsplit("/", 1)[-1] for line in parts.get("tools", "").split()],

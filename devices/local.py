@@ -28,6 +28,7 @@ class LocalDevice:
 
     def __init__(self, name: str = "local") -> None:
         self.name = name
+        self._running: set[int] = set()
 
     def run(self, argv: Sequence[str], timeout_s: float, on_line: OnLine | None = None) -> CommandResult:
         try:
@@ -45,6 +46,7 @@ class LocalDevice:
                 f"cannot start {argv[0]!r} on this machine: {error.strerror}; check that it is installed and "
                 "may be executed"
             ) from error
+        self._running.add(process.pid)
         out: list[str] = []
         err: list[str] = []
         readers = [
@@ -63,6 +65,7 @@ class LocalDevice:
         finally:
             self.kill(process.pid)
             process.wait()
+            self._running.discard(process.pid)
             for reader in readers:
                 reader.join(_GRACE_S)
             for stream in (process.stdout, process.stderr):
@@ -93,7 +96,9 @@ class LocalDevice:
         return facts.parse(self.run(["sh", "-c", facts.script(self.python())], 30).stdout)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Kill what still runs (another thread may have started it)."""
+        for group in tuple(self._running):
+            self.kill(group)
 
 
 def _collect(stream: Any, lines: list[str], on_line: OnLine | None) -> None:

@@ -231,6 +231,7 @@ def ensure() -> None:
         extract_root(ROOT)
         fetch_wheels(WHEELS, python_of(ROOT))
         install_wheels(WHEELS, ROOT / "opt/runtimes")
+        put(ROOT / "usr/lib/python3/dist-packages/runtimes.pth", "/opt/runtimes\n")
         write_identity(IDENTITY)
         # For programs that run without a chroot (qemu -L): QEMU looks below the root first.
         shutil.copytree(IDENTITY, ROOT, dirs_exist_ok=True)
