@@ -11,18 +11,53 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgecomp import manifest
+from edgecomp import files, manifest
 from edgecomp.cli.common import data_option, json_option, model_argument, show
 from edgecomp.errors import GateFailed
-from edgecomp.parity import document, gates
+from edgecomp.parity import corrupted, document, gates, metric_named
+from edgecomp.parity.flips import save_inputs
+from edgecomp.parity.junit import write
 
 
 def render(shown: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [Text(f"reference {shown['reference']}"), figures_table(shown["artifacts"])]
     for entry in shown["artifacts"]:
         parts += [Text(f"{Path(entry['path']).name}: {note}") for note in entry["notes"]]
+        parts += [Text(line) for line in detail_lines(entry)]
         parts += [gate_line(entry["path"], gate) for gate in entry["gates"]]
     return Group(*parts)
+
+
+def detail_lines(entry: Mapping[str, Any]) -> list[str]:
+    """Worst slice, gaps, worst corruption and flips, one line each where there is something to say."""
+    lines = []
+    slice_ = entry["worst_slice"]
+    if slice_ is not None:
+        low, high = slice_["ci95"]
+        lines.append(
+            f"worst slice: {slice_['column']} {slice_['value']!r}, {slice_['samples']} samples: "
+            f"{slice_['reference']:.4f} -> {slice_['artifact']:.4f}, {slice_['delta']:+.4f} "
+            f"[{low:+.4f}, {high:+.4f}]"
+        )
+    for column, gap in entry["gaps"].items():
+        if gap is not None:
+            lines.append(
+                f"gap between best and worst {column}: {gap['reference']:.4f} -> {gap['artifact']:.4f} "
+                f"({gap['change']:+.4f})"
+            )
+    for row in entry["corruptions"]:
+        lines.append(
+            f"{row['name']} {row['severity']}: agreement {number(row['top1_agreement'], '.4f')}, "
+            f"{row['metric'] or 'no metric'} {number(row['reference'], '.4f')} -> "
+            f"{number(row['artifact'], '.4f')}, loss beyond the float model's "
+            f"{number(row['excess_loss'], '+.4f')}"
+        )
+    for flip in entry["flips"]["examples"][:5]:
+        lines.append(
+            f"flip: sample {flip['index']} is {flip['target']!r}, the artifact says {flip['artifact']!r} "
+            f"({flip['artifact_confidence']:.2f}){' ' + flip['input'] if flip['input'] else ''}"
+        )
+    return lines
 
 
 def figures_table(entries: Sequence[Mapping[str, Any]]) -> Table:
@@ -89,6 +124,12 @@ def first_manifest(artifacts: Sequence[Path]) -> Any:
 @data_option("--data", "Evaluation data, prepared as the artifact says.", required=True)
 @click.option("--weights", metavar="FILE", type=click.Path(path_type=Path), help="State dict of MODEL.")
 @click.option("--gate", "exprs", metavar="EXPR", multiple=True, help="A condition; repeatable.")
+@click.option("--metric", metavar="NAME", help="accuracy, rmse, miou, ...; default: what fits the data.")
+@click.option("--slice", "columns", metavar="COLUMN", multiple=True, help="Metadata column; repeatable.")
+@click.option("--corruption", "corruptions", metavar="NAME|all", multiple=True, help="Repeatable.")
+@click.option("--fgsm", metavar="EPSILON", type=float, help="Adversarial inputs made on the float model.")
+@click.option("--flips", metavar="DIR", type=click.Path(path_type=Path), help="Write inputs of flips here.")
+@click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write gates as JUnit XML.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Use the first N samples only.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
 @json_option
@@ -98,6 +139,12 @@ def command(
     data: str,
     weights: Path | None,
     exprs: tuple[str, ...],
+    metric: str | None,
+    columns: tuple[str, ...],
+    corruptions: tuple[str, ...],
+    fgsm: float | None,
+    flips: Path | None,
+    junit: Path | None,
     limit: int | None,
     threads: int,
     json_path: str | None,
@@ -108,15 +155,44 @@ def command(
     'top1_agreement >= 0.98', 'sqnr_db > 20', 'metric.delta.low >= -0.01', 'size_bytes < 2MB'. The exit
     code is 1 when a gate fails.
     """
+    from edgecomp.adversarial import FastGradientSign
     from edgecomp.loading import open_data
     from edgecomp.models import load_model
     from edgecomp.parity import compare
     from edgecomp.reference import TorchReference
 
     gates.parse_all(exprs)
+    for path in (flips, junit.parent if junit else None):
+        if path is not None:
+            files.check_writable(path)
+    task = metric_named.by_name(metric) if metric else None
     told = first_manifest(artifacts)
     source = open_data(data, told.preprocessing if told else None, told.labels if told else None)
-    reference = TorchReference(load_model(model, weights))
-    entries = [compare(reference, a, source, gates=exprs, threads=threads, limit=limit) for a in artifacts]
+    module = load_model(model, weights)
+    changed = {"fgsm": FastGradientSign(source, module, fgsm)} if fgsm is not None else None
+    names = corrupted.names_for(source) if "all" in corruptions else corruptions
+    for name in names:
+        corrupted.check(source, name)
+    reference = TorchReference(module)
+    entries = [
+        compare(
+            reference,
+            artifact,
+            source,
+            metric=task,
+            gates=exprs,
+            slices=("class", *columns),
+            corruptions=names,
+            changed=changed,
+            threads=threads,
+            limit=limit,
+        )
+        for artifact in artifacts
+    ]
+    if flips is not None:
+        for entry in entries:
+            entry["flips"]["examples"] = save_inputs(entry["flips"]["examples"], source, flips)
+    if junit is not None:
+        write(entries, junit)
     show(document(model, entries), json_path, render)
     fail_if_needed(entries)

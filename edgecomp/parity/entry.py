@@ -11,8 +11,11 @@ import numpy as np
 from edgecomp import files, manifest, registry
 from edgecomp.errors import ArtifactError, DataError
 from edgecomp.numerics import metrics
+from edgecomp.parity import corrupted
+from edgecomp.parity import flips as flipping
 from edgecomp.parity import gates as gating
 from edgecomp.parity import metric as tasks
+from edgecomp.parity import slices as slicing
 from edgecomp.parity.observe import Observations, OutputTally, Reference, observe
 from edgecomp.spec import Artifact, DataSource, Session
 
@@ -30,6 +33,9 @@ def compare(
     *,
     metric: tasks.Metric | None = None,
     gates: Sequence[str] = (),
+    slices: Sequence[str] = (slicing.CLASS,),
+    corruptions: Sequence[str] = (),
+    changed: Mapping[str, DataSource] | None = None,
     threads: int = 1,
     batch_size: int = 32,
     limit: int | None = None,
@@ -38,6 +44,8 @@ def compare(
 
     `reference`: a callable from a tuple of arrays [N, ...] to the float model's outputs [N, ...].
     `metric` None: accuracy or RMSE where the data has targets of such a form. `limit`: first samples only.
+    `slices`: metadata columns, and `class` for the target. `corruptions`: names, see `corrupted`; `changed`:
+    further changed sources by name, such as adversarial ones.
     An ONNX file is run twice, as written and optimized; the figures (and the gates) are of the graph as
     written, `optimized` holds the other's. All other formats run as they would be deployed.
     Raises ArtifactError, DataError, MissingError, and InputError for a gate that cannot be read.
@@ -56,14 +64,28 @@ def compare(
         "runtime": f"{runtime.name} {runtime.version} ({names[0]})",
         **figures(seen, names[0]),
         "optimized": optimized_figures(seen) if len(names) > 1 else None,
-        "slices": [],
+        **slicing.slice_figures(seen, names[0], slices, source.labels),
         "corruptions": [],
         "size_bytes": files.size_bytes(artifact_path),
     }
+    ends = slicing.family_ends(entry["slices"])
+    entry["intervals"]["worst_slice.delta"] = ends
+    entry["flips"]["examples"] = flipping.negative_flips(seen, names[0], source.labels)
+    if corruptions or changed:
+        entry["corruptions"] = corrupted.ladder(
+            reference, sessions[names[0]], source, corruptions, metric=metric, more=changed
+        )
+        entry["worst_corruption"] = worst_corruption(entry["corruptions"])
     entry["notes"] = notes(entry)
     entry["gates"] = [c.check(entry) for c in conditions]
     entry["passed"] = all(g["passed"] for g in entry["gates"])
     return entry
+
+
+def worst_corruption(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The corruption under which the artifact loses most beyond what the float model loses."""
+    measured = [r for r in rows if r["excess_loss"] is not None]
+    return max(measured, key=lambda r: r["excess_loss"]) if measured else None
 
 
 def document(reference: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -127,12 +149,11 @@ def figures(seen: Observations, name: str) -> dict[str, Any]:
         agreeing = int(np.sum(predicted[0] == predicted[1]))
         facts["top1_agreement"] = agreeing / seen.samples
         facts["intervals"]["top1_agreement"] = metrics.wilson_interval(agreeing, seen.samples)
-    if seen.metric is not None:
-        states = reference.joined("states"), test.joined("states")
-        if states[0] is not None and states[1] is not None:
-            facts |= metric_figures(seen.metric, states[0], states[1], facts["intervals"])
-            if seen.metric.binary:
-                facts["shares"].append("metric.delta")
+    measured = seen.measured(name)
+    if measured is not None:
+        facts |= metric_figures(*measured, facts["intervals"])
+        if measured[0].binary:
+            facts["shares"].append("metric.delta")
     facts["calibration"] = calibration(seen, name)
     return facts
 

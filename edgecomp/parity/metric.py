@@ -96,18 +96,6 @@ def expect(
     )
 
 
-def infer(outputs: Sequence[np.ndarray], targets: np.ndarray | None) -> Metric | None:
-    """The metric that fits the shapes: accuracy for class numbers, RMSE for floats; None without targets."""
-    if targets is None:
-        return None
-    whole = targets.dtype.kind in "iu"
-    if whole and targets.ndim == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1:
-        return Accuracy()
-    if outputs[0].size == targets.size:
-        return RootMeanSquare()
-    return None
-
-
 def difference_interval(
     metric: Metric, reference: np.ndarray, test: np.ndarray, *, seed: int = 0
 ) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from edgecomp import door
 from edgecomp.errors import ArtifactError, DataError
 from edgecomp.numerics import metrics
 from edgecomp.parity import metric as tasks
+from edgecomp.parity.metric_named import infer
 from edgecomp.spec import Batch, DataSource, Session
 
 # The float model: a tuple of arrays [N, ...] in, its outputs [N, ...] out.
@@ -100,6 +101,13 @@ class Observations:
     targets: np.ndarray | None
     rows: list[Mapping[str, Any]]
 
+    def measured(self, name: str) -> tuple[tasks.Metric, np.ndarray, np.ndarray] | None:
+        """The metric and its states of the float model and of one session; None without a metric."""
+        states = self.reference.joined("states"), self.tests[name].joined("states")
+        if self.metric is None or states[0] is None or states[1] is None:
+            return None
+        return self.metric, states[0], states[1]
+
 
 def observe(
     reference: Reference,
@@ -124,7 +132,7 @@ def observe(
     for batch in limited(source, batch_size, limit):
         expected = [np.asarray(o) for o in reference(batch.inputs)]
         if samples == 0 and metric is None:
-            metric = tasks.infer(expected, batch.targets)
+            metric = infer(expected, batch.targets)
         sides.add(expected, batch.targets, metric)
         first: Sequence[np.ndarray] | None = None
         for name, session in sessions.items():
