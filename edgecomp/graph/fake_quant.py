@@ -57,7 +57,7 @@ def _round_output(graph_module: GraphModule, node: Node, q: TensorQuantization) 
     if node.op == "get_attr":
         value = constants.value_of(graph_module, node).numpy()
         constants.replace(
-            graph_module, node, torch.from_numpy(affine.dequantize(affine.quantize(value, q), q))
+            graph_module, node, torch.as_tensor(affine.dequantize(affine.quantize(value, q), q))
         )
         return
     users = list(node.users)
