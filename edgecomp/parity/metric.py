@@ -12,8 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from edgecomp.errors import DataError
 from edgecomp.numerics import metrics
+from edgecomp.parity.metric_check import expect
+from edgecomp.parity.metric_more import MeanIoU, Perplexity
 
 
 class Metric(Protocol):
@@ -78,22 +79,22 @@ class RootMeanSquare:
         return float(np.sqrt(states.mean()))
 
 
-def expect(
-    name: str,
-    output: np.ndarray,
-    wanted: str,
-    fits: bool,
-    targets: np.ndarray,
-    target_shape: str,
-    right: bool,
-) -> None:
-    """Raise DataError when outputs or targets have not the form that a metric needs."""
-    if fits and right:
-        return
-    raise DataError(
-        f"metric {name!r} needs outputs {wanted} and targets {target_shape}; outputs have shape "
-        f"{output.shape}, targets {targets.shape}: choose another metric, or correct the data"
-    )
+def infer(outputs: Sequence[np.ndarray], targets: np.ndarray | None) -> Metric | None:
+    """The metric that fits the shapes; None without targets, or when none does.
+
+    Class numbers [N]: accuracy; a class for each pixel: mIoU; for each token: perplexity; floats: RMSE.
+    """
+    if targets is None:
+        return None
+    scores = outputs[0]
+    if targets.dtype.kind in "iu":
+        if targets.ndim == 1 and scores.ndim == 2 and scores.shape[1] > 1:
+            return Accuracy()
+        if scores.ndim == 4 and targets.shape == (scores.shape[0], *scores.shape[2:]):
+            return MeanIoU()
+        if scores.ndim == 3 and targets.shape == scores.shape[:2]:
+            return Perplexity()
+    return RootMeanSquare() if scores.size == targets.size else None
 
 
 def difference_interval(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgecomp.parity.metric import expect
+from edgecomp.parity.metric_check import expect
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from edgecomp import door
 from edgecomp.errors import ArtifactError, DataError
 from edgecomp.numerics import metrics
 from edgecomp.parity import metric as tasks
-from edgecomp.parity.metric_named import infer
 from edgecomp.spec import Batch, DataSource, Session
 
 # The float model: a tuple of arrays [N, ...] in, its outputs [N, ...] out.
@@ -132,7 +131,7 @@ def observe(
     for batch in limited(source, batch_size, limit):
         expected = [np.asarray(o) for o in reference(batch.inputs)]
         if samples == 0 and metric is None:
-            metric = infer(expected, batch.targets)
+            metric = tasks.infer(expected, batch.targets)
         sides.add(expected, batch.targets, metric)
         first: Sequence[np.ndarray] | None = None
         for name, session in sessions.items():

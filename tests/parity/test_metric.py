@@ -6,7 +6,7 @@ from scipy import stats
 
 from edgecomp.errors import DataError, UnknownNameError
 from edgecomp.parity import metric_named
-from edgecomp.parity.metric import Accuracy, RootMeanSquare, difference_interval
+from edgecomp.parity.metric import Accuracy, RootMeanSquare, difference_interval, infer
 from edgecomp.parity.metric_more import AveragePrecision, MeanIoU, Perplexity, RankCorrelation, RecallAtK
 
 RNG = np.random.default_rng(4)
@@ -92,7 +92,7 @@ def test_a_true_box_is_found_once():
     ],
 )
 def test_inferred(outputs, targets, name):
-    found = metric_named.infer([np.zeros(outputs, np.float32)], targets)
+    found = infer([np.zeros(outputs, np.float32)], targets)
     assert (found.name if found else None) == name
 
 
