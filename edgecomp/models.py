@@ -14,12 +14,13 @@ import inspect
 import pickle
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,9 +99,13 @@ def input_specs(module: nn.Module, source: DataSource) -> tuple[TensorSpec, ...]
     batch = next(iter(source.batches(1)), None)
     if batch is None:
         raise ModelError("the inputs of the model are read from the first sample, and the data is empty")
-    names = _argument_names(module, len(batch.inputs))
+    return specs_of(module, batch.inputs)
+
+
+def specs_of(module: nn.Module, arrays: Sequence[np.ndarray]) -> tuple[TensorSpec, ...]:
+    """The model's inputs for example arrays of batch 1: names from `forward`, in order."""
     specs = []
-    for name, array in zip(names, batch.inputs, strict=True):
+    for name, array in zip(_argument_names(module, len(arrays)), arrays, strict=True):
         layout: Any = _LAYOUTS.get(array.ndim, "") if array.dtype.kind == "f" else ""
         specs.append(TensorSpec(name, tuple(array.shape), str(array.dtype), layout))
     return tuple(specs)

@@ -17,11 +17,13 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     one fused operation, are not counted.
     """
     was_training = module.training
-    module.eval()
+    if was_training:
+        module.eval()
     with warnings.catch_warnings(), torch.no_grad(), FlopCounterMode(display=False) as counter:
         warnings.simplefilter("ignore")
         module(*inputs)
-    module.train(was_training)
+    if was_training:
+        module.train()
     return int(counter.get_total_flops()) // 2
 
 

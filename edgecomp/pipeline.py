@@ -1,0 +1,330 @@
+"""The whole chain: a recipe in; artifacts, ledger and report out. The one module that knows all of it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgecomp import checkpoint, files, ledger, models, progress, registry
+from edgecomp import pipeline_export as exporting
+from edgecomp import pipeline_steps as stepping
+from edgecomp.errors import DeviceError, GateFailed, InputError, MissingError, RecipeError
+from edgecomp.meter import Meter
+from edgecomp.pipeline_data import open_roles
+from edgecomp.pipeline_export import Candidates, Wanted
+from edgecomp.pipeline_layers import layer_noise
+from edgecomp.pipeline_steps import Evaluation
+from edgecomp.recipe import Document, StepEntry
+from edgecomp.spec import Candidate, Data, StepRecord
+
+CHECKPOINTS = "checkpoints"
+_FLOAT_STEPS = ("prune", "prune-magnitude", "finetune", "distill")
+
+
+@dataclass
+class Run:
+    """What a run holds while it goes: fixed inputs, candidates so far, the ledger on disk."""
+
+    document: Document
+    out: Path
+    data: Data
+    origin: checkpoint.Origin
+    candidates: Candidates
+    targets: tuple[Wanted, ...]
+    devices: tuple[Any, ...]
+    ledger: dict[str, Any]
+    start: Evaluation = Evaluation(None, None)
+    before: float | None = None
+    resumed: int = 0
+    layers: list[dict[str, Any]] | None = field(default=None)
+
+    def save(self) -> None:
+        ledger.save(self.ledger, self.out)
+
+
+def run(document: Document, out: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Run a recipe into `out`; returns the ledger, whose `verdict.passed` is False when a gate failed.
+
+    Everything is checked before the first step: targets, libraries, devices, data, the model, unsupported
+    operations, the folder. `resume` goes on after the last finished step and artifact of an earlier run.
+    Raises a branch of EdgecompError; whatever happens, files under their final names are complete.
+    """
+    state = prepared(document, out, resume)
+    try:
+        _steps(state)
+        _artifacts(state)
+    except GateFailed as error:
+        _finish(state, str(error))
+        return state.ledger
+    _finish(state, None)
+    return state.ledger
+
+
+def prepared(document: Document, out: Path, resume: bool) -> Run:
+    """Check everything, load or open everything. Nothing is trained, exported or measured here."""
+    recipe = document.recipe
+    exporters = {e.target: exporting.make_exporter(e.target, e.settings) for e in recipe.exports}
+    _check_libraries(document)
+    files.check_writable(out)
+    devices = tuple(exporting.open_devices(recipe.profile.devices if recipe.profile and exporters else ()))
+    for device in devices:
+        device.probe()
+    stepping.metric_named(recipe.metric)
+    data = open_roles(recipe.data)
+    origin = checkpoint.Origin(recipe.model, recipe.weights)
+    module = origin.load()
+    inputs = models.input_specs(module, _evaluation(data))
+    models.check_inputs(module, inputs)
+    candidate = Candidate(module, inputs, original=module)
+    targets = tuple(exporting.wanted(t, e, candidate) for t, e in exporters.items())
+    _check_plan_targets(targets, candidate, data, recipe.steps)
+    told = ledger.load(out, document.sha256) if resume else ledger.new(document.plain, document.sha256)
+    return Run(document, out, data, origin, Candidates(candidate), targets, devices, told)
+
+
+def _check_libraries(document: Document) -> None:
+    """Runtimes of the targets and the report's libraries. Raises MissingError."""
+    recipe = document.recipe
+    if recipe.parity:
+        for each in recipe.exports:
+            form = registry.format_of(each.target)
+            if form in registry.names("runtimes"):
+                registry.load("runtimes", form)
+    try:
+        importlib.import_module("edgecomp.report.page")
+    except ModuleNotFoundError as error:
+        raise MissingError(
+            f"the report needs {error.name}, which is not installed: pip install 'edgecomp[report]'"
+        ) from error
+
+
+def _check_plan_targets(
+    targets: Sequence[Wanted], candidate: Candidate, data: Data, steps: Sequence[StepEntry]
+) -> None:
+    """Targets that lower a plan: a step must make one, and every op must have an integer form."""
+    needing = [t.target for t in targets if t.quantized]
+    if needing and all(s.name in _FLOAT_STEPS for s in steps):
+        raise RecipeError(
+            f"target {needing[0]!r} needs a quantized model, and no step of the recipe quantizes; add "
+            "`- quantize` as the last step"
+        )
+    for bits in {exporting.bits_for(t.target) for t in targets if t.quantized}:
+        rough = exporting.rough_quantized(candidate, data, bits)
+        for each in targets:
+            if exporting.bits_for(each.target) == bits:
+                exporting.check_quantized(each, rough)
+
+
+def _evaluation(data: Data) -> Any:
+    if data.evaluation is None:
+        raise InputError("a run needs evaluation data: give the recipe `data: evaluation:`")
+    return data.evaluation
+
+
+def _steps(state: Run) -> None:
+    """The float model, then every step of the recipe that is not done yet."""
+    entries = state.document.recipe.steps
+    done = _finished(state, entries)
+    if not done:
+        state.ledger["steps"], state.ledger["artifacts"] = [], []
+        _measure_float(state)
+    for index, entry in enumerate(entries):
+        if index + 2 > done:
+            _step(state, index, entry)
+
+
+def _finished(state: Run, entries: Sequence[StepEntry]) -> int:
+    """How many steps (the float model counted) an earlier run finished; takes its last candidates over."""
+    rows = state.ledger["steps"]
+    done = 0
+    for index in range(min(len(rows), len(entries) + 1)):
+        if index and not _checkpoint(state, index).is_file():
+            break
+        done = index + 1
+    state.ledger["steps"] = rows[:done]
+    if not done:
+        return 0
+    first = rows[0]
+    name, value = next(iter(first["metrics"].items()), (None, None))
+    metric = stepping.metric_named(name) if name in stepping.METRICS else None
+    state.start = Evaluation(name, value, metric.higher_is_better if metric else True)
+    for index in range(1, done):
+        candidate, _ = checkpoint.load(_checkpoint(state, index))
+        state.candidates = state.candidates.after(replace(candidate, original=_original(state)))
+    state.before = next(iter(rows[done - 1]["metrics"].values()), None)
+    state.resumed = done
+    progress.note(f"resuming after step {rows[done - 1]['name']!r}")
+    return done
+
+
+def _original(state: Run) -> Any:
+    return exporting.reference_of(state.candidates)
+
+
+def _checkpoint(state: Run, index: int) -> Path:
+    entry = state.document.recipe.steps[index - 1]
+    return state.out / CHECKPOINTS / f"{index:02d}-{re.sub(r'[^A-Za-z0-9_-]', '_', entry.name)}.pt"
+
+
+def _measure_float(state: Run) -> None:
+    with Meter() as meter:
+        state.start = _evaluated(state, state.candidates.floating)
+    state.before = state.start.value
+    row = _row(
+        state, "float", StepRecord("float", "float", {}), state.candidates.floating, state.start, meter
+    )
+    state.ledger["steps"].append(row)
+    state.save()
+
+
+def _evaluated(state: Run, candidate: Candidate) -> Evaluation:
+    metric = stepping.metric_named(state.document.recipe.metric)
+    result = stepping.evaluate(candidate, _evaluation(state.data), metric)
+    if result.value is not None:
+        progress.note(f"{result.name} {result.value:.4f}")
+    return result
+
+
+def _step(state: Run, index: int, entry: StepEntry) -> None:
+    """Run one step, judge its gates, keep its checkpoint, write the ledger."""
+    recipe = state.document.recipe
+    step = entry.build(recipe.seed)
+    progress.note(f"step {index + 1} of {len(recipe.steps)}: {entry.name}")
+    torch.manual_seed(recipe.seed)
+    before = state.candidates.last
+    with Meter() as meter:
+        candidate = step(before, state.data)
+    found = _evaluated(state, candidate)
+    row = _row(state, entry.name, candidate.history[-1], candidate, found, meter)
+    drops = {"drop": state.start.drop(found.value), "drop_previous": _drop_previous(state, found)}
+    row["gates"] = stepping.judge(entry.gates, row, drops)
+    row["passed"] = all(g["passed"] for g in row["gates"]) if row["gates"] else None
+    row["rolled_back"] = row["passed"] is False and entry.on_failure == "rollback"
+    if row["rolled_back"]:
+        candidate = before
+    else:
+        state.before = found.value
+    state.candidates = state.candidates.after(candidate)
+    checkpoint.save(candidate, state.origin, _checkpoint(state, index + 1))
+    state.ledger["steps"].append(row)
+    state.save()
+    if row["passed"] is False and entry.on_failure == "stop":
+        failed = next(g for g in row["gates"] if not g["passed"])
+        raise GateFailed(f"step {entry.name!r} did not pass its gate {failed['expr']!r}: {failed['reason']}")
+
+
+def _drop_previous(state: Run, found: Evaluation) -> float | None:
+    return replace(found, value=state.before).drop(found.value)
+
+
+def _row(
+    state: Run, name: str, record: StepRecord, candidate: Candidate, found: Evaluation, meter: Meter
+) -> dict[str, Any]:
+    """One entry of the ledger's `steps`."""
+    return {
+        "name": name,
+        "kind": record.kind,
+        "settings": dict(record.settings),
+        "notes": list(record.notes),
+        "seconds": meter.seconds,
+        "peak_rss_bytes": meter.peak_rss_bytes,
+        **stepping.count(candidate),
+        "metrics": found.metrics,
+        "delta_vs_float": _delta(found, state.start.value),
+        "delta_vs_previous": _delta(found, state.before),
+        "gates": [],
+        "passed": None,
+        "rolled_back": False,
+    }
+
+
+def _delta(found: Evaluation, before: float | None) -> dict[str, float]:
+    return {} if before is None else {name: now - before for name, now in found.metrics.items()}
+
+
+def _artifacts(state: Run) -> None:
+    """Export, compare and profile every target that an earlier run has not finished."""
+    finished = {a["manifest"]["target"]: a for a in state.ledger["artifacts"] if _complete(state, a)}
+    state.ledger["artifacts"] = list(finished.values())
+    for each in state.targets:
+        if each.target not in finished:
+            state.ledger["artifacts"].append(_artifact(state, each))
+            state.save()
+
+
+def _complete(state: Run, entry: Mapping[str, Any]) -> bool:
+    path = state.out / entry["path"]
+    return path.exists() and files.sha256(path) == entry["manifest"]["sha256"]
+
+
+def _artifact(state: Run, each: Wanted) -> dict[str, Any]:
+    recipe, source = state.document.recipe, _evaluation(state.data)
+    artifact = exporting.export(
+        each, state.candidates, state.data, state.out, recipe_sha256=state.document.sha256
+    )
+    compared = None
+    if recipe.parity:
+        metric = stepping.metric_named(recipe.metric)
+        gates = recipe.gates_of(each.target)
+        layers = (lambda: _layers(state)) if each.quantized else None
+        compared = exporting.parity(artifact, state.candidates, source, metric, gates, layers)
+    measured = []
+    if recipe.profile is not None:
+        for device in state.devices:
+            measured += _profiled(state, artifact.path, device)
+    return {
+        "path": artifact.path.relative_to(state.out).as_posix(),
+        "manifest": exporting.manifest.to_json(artifact),
+        "parity": compared,
+        "profiles": measured,
+    }
+
+
+def _layers(state: Run) -> list[dict[str, Any]]:
+    """Per-layer noise, worked out once for all targets that share the plan."""
+    if state.layers is None:
+        state.layers = layer_noise(state.candidates.last, _evaluation(state.data))
+    return state.layers
+
+
+def _profiled(state: Run, path: Path, device: Any) -> list[dict[str, Any]]:
+    """A device that fails is named in the ledger's warnings; the other devices and targets go on."""
+    entry = state.document.recipe.profile
+    try:
+        return exporting.profiles(path, [device], entry) if entry else []
+    except DeviceError as error:
+        progress.note(f"{device.name}: {error}")
+        state.ledger["warnings"].append(f"{path.name} not profiled on {device.name}: {error}")
+        return []
+
+
+def _finish(state: Run, stopped: str | None) -> None:
+    """The verdict, the report, and the ledger for the last time."""
+    report = importlib.import_module("edgecomp.report.page")
+    state.ledger["verdict"] = _verdict(state.ledger, stopped)
+    state.save()
+    report.write(state.ledger, state.out)
+    for device in state.devices:
+        if hasattr(device, "close"):
+            device.close()
+
+
+def _verdict(facts: Mapping[str, Any], stopped: str | None) -> dict[str, Any]:
+    """`passed`: None without any gate; `text`: one sentence."""
+    gates = [(s["name"], g) for s in facts["steps"] if not s["rolled_back"] for g in s["gates"]]
+    for artifact in facts["artifacts"]:
+        gates += [(artifact["manifest"]["target"], g) for g in (artifact["parity"] or {}).get("gates", [])]
+    failed = [f"{where}: {g['reason']}" for where, g in gates if not g["passed"]]
+    if stopped is not None:
+        return {"passed": False, "text": stopped}
+    if failed:
+        return {"passed": False, "text": f"{len(failed)} of {len(gates)} gates failed; {failed[0]}"}
+    if not gates:
+        return {"passed": None, "text": "No gate was asked for; the figures are what was measured."}
+    return {"passed": True, "text": f"All {len(gates)} gates hold."}
