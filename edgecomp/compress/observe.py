@@ -136,7 +136,7 @@ def _real_extremes(node: Node, value: Tensor) -> tuple[float, float]:
     if bool(torch.isnan(value).any()):
         module = node.meta.get("module") or node.name
         raise DataError(
-            f"calibration gave NaN at {module!r} ({node.name}); look for NaN in the data or a division by zero"
+            f"calibration gave NaN at {module!r} ({node.name}); look for NaN in the data or a division by 0"
         )
     real = value[value.abs() < SENTINEL]
     return (float(real.min()), float(real.max())) if real.numel() else (np.inf, -np.inf)

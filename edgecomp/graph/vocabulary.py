@@ -12,7 +12,7 @@ import torch
 
 aten = torch.ops.aten
 
-# One weight (argument 1) and an optional bias (argument 2); int32 accumulation. -> channel axis of the weight.
+# One weight (argument 1) and an optional bias (argument 2). -> channel axis of the weight.
 WEIGHTED = {
     aten.conv2d.default: 0,
     aten.conv1d.default: 0,
