@@ -210,8 +210,9 @@ def strip(samples: Sequence[float], marks: Sequence[tuple[str, float]], *, title
     """How often each latency was seen: a histogram of the samples, and named marks (p50, p99) on it."""
     height, bottom, bins = 96.0, 56.0, 48
     ordered = sorted(samples)
-    # The tail is cut where the last hundredth would squeeze everything else into a few pixels.
-    last = max(ordered[min(len(ordered) - 1, int(0.995 * len(ordered)))], *(v for _, v in marks))
+    # A long tail would squeeze everything else into a few pixels: what is beyond the axis gets an arrow.
+    median, late = (ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.95))
+    last = min(ordered[-1], max(1.05 * median, median + 3 * (late - median)))
     axis = Axis(ordered[0], last if last > ordered[0] else ordered[0] + 1.0, 12, WIDTH - 12)
     heights = [0] * bins
     for value in ordered:
@@ -239,8 +240,10 @@ def strip(samples: Sequence[float], marks: Sequence[tuple[str, float]], *, title
 
 def _marks(marks: Sequence[tuple[str, float]], axis: Axis, bottom: float) -> list[Markup]:
     parts, free = [], [-100.0, -100.0]
-    for name, value in marks:
-        across = axis.to(value)
+    for given, value in marks:
+        beyond = value > axis.high
+        name = f"{given} \u2192" if beyond else given
+        across = axis.end if beyond else axis.to(value)
         half = 3.4 * len(name)
         line = 0 if across - half > free[0] else 1
         free[line] = across + half + 6

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from edgecomp.report import figures
 from edgecomp.report.figures import MISSING, at
 
+_EMPTY = (None, "", [], (), {})
 Tone = Literal["", "good", "bad", "faint"]
 
 
@@ -91,10 +92,14 @@ def _of_metric(value: Any, name: str | None) -> float | None:
 
 def _settings(row: Mapping[str, Any]) -> str:
     kind, settings = row.get("kind"), row.get("settings") or {}
-    shown = [f"{key} {value}" for key, value in settings.items() if value not in (None, "", [], {})]
+    shown = [f"{key} {_short(value)}" for key, value in settings.items() if value not in _EMPTY]
     words = [str(kind)] if kind and kind != row.get("name") else []
-    told = ", ".join(words + shown[:6]) + (" \u2026" if len(shown) > 6 else "")
-    return ". ".join(text for text in (told, *map(str, row.get("notes") or [])) if text)
+    return ", ".join(words + shown)
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return text if len(text) <= 40 else text[:39] + "\u2026"
 
 
 def name_of(artifact: Mapping[str, Any]) -> str:

@@ -53,8 +53,10 @@ class Detail:
 
 @dataclass(frozen=True)
 class Profile:
+    """One artifact on one device. `figures` None: nothing was measured there, `warnings` say why."""
+
     title: str
-    figures: Table
+    figures: Table | None
     picture: Markup | None
     slowest: Table
     warnings: tuple[str, ...]
@@ -68,6 +70,7 @@ class View:
     verdict: Verdict
     tiles: tuple[Tile, ...]
     steps: Table
+    notes: tuple[tuple[str, tuple[str, ...]], ...]
     artifacts: Table
     gates: Table
     trade: Markup | None
@@ -92,6 +95,7 @@ def view(ledger: Mapping[str, Any]) -> View:
         verdict=verdict(ledger),
         tiles=tiles(ledger),
         steps=tables.steps(steps),
+        notes=tuple((str(s.get("name")), tuple(map(str, s["notes"]))) for s in steps if s.get("notes")),
         artifacts=tables.artifacts(artifacts, float_bytes),
         gates=tables.gates(ledger),
         trade=charts.trade(artifacts),
@@ -216,7 +220,7 @@ def _layers(rows: list[Mapping[str, Any]], names: list[str]) -> Layers:
 def _profile(facts: Mapping[str, Any]) -> Profile:
     return Profile(
         title=_where(facts.get("device") or {}, facts.get("runtime") or {}),
-        figures=tables.latency(facts),
+        figures=tables.latency(facts) if facts.get("latency_ms") or facts.get("instructions") else None,
         picture=charts.latencies(facts),
         slowest=tables.slowest(facts),
         warnings=tuple(str(w) for w in facts.get("warnings") or []),

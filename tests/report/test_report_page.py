@@ -94,6 +94,18 @@ def test_the_facts_are_there(ledger: dict[str, Any], render: Any) -> None:
         assert fact in text, fact
 
 
+def test_a_device_where_nothing_was_measured_says_why(ledger: dict[str, Any]) -> None:
+    profile = view(ledger).details[3].profiles[0]
+    assert profile.figures is None
+    assert profile.warnings == ("the governor is unknown: the clock may change during the run",)
+
+
+def test_the_notes_of_a_step_are_told(ledger: dict[str, Any]) -> None:
+    ledger["steps"][1]["notes"] = ["head not pruned: an output of the model"]
+    assert "head not pruned" in read(page.html(ledger)).text
+    assert "- prune: head not pruned" in page.markdown(ledger)
+
+
 def test_the_verdict_stands_before_everything_else(ledger: dict[str, Any]) -> None:
     text = read(page.html(ledger)).text
     assert text.index("Failed") < text.index("Artifacts")

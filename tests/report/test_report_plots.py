@@ -87,7 +87,7 @@ def test_a_negative_bar_goes_the_other_way() -> None:
 
 
 def test_a_histogram_counts_every_sample_of_an_even_spread() -> None:
-    picture = plots.strip([float(i) for i in range(96)], [("p50 47.5", 47.5)], title="t")
+    picture = plots.strip([1000.0 + i for i in range(96)], [("p50 1047", 1047.0)], title="t")
     heights = {e.get("height") for e in elements(picture, "rect")}
     assert len(elements(picture, "rect")) == 48
     assert len(heights) <= 2
@@ -96,6 +96,13 @@ def test_a_histogram_counts_every_sample_of_an_even_spread() -> None:
 @pytest.mark.parametrize("samples", [[1.0] * 20, [1.0, 1.0, 500.0]])
 def test_a_histogram_of_one_value_or_an_outlier_is_drawn(samples: list[float]) -> None:
     assert elements(plots.strip(samples, [("p50", 1.0)], title="t"), "rect")
+
+
+def test_a_mark_beyond_the_axis_has_an_arrow_and_stands_at_its_end() -> None:
+    picture = plots.strip([1.0] * 90 + [1.2] * 9 + [500.0], [("p50 1", 1.0), ("p99.5 250", 250.0)], title="t")
+    names = {e.text for e in elements(picture, "text")}
+    assert names == {"p50 1", "p99.5 250 \u2192"}
+    assert max(float(e.get("x1", 0)) for e in elements(picture, "line")) <= plots.WIDTH
 
 
 def test_text_is_escaped() -> None:
