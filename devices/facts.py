@@ -78,6 +78,7 @@ say governor; cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor 2>/dev/n
 say temperatures; for z in /sys/class/thermal/thermal_zone*; do
   [ -r "$z/temp" ] && echo "$(cat "$z/type") $(cat "$z/temp" 2>/dev/null)"; done
 say shell; head -c 60 /proc/$$/cmdline 2>/dev/null; echo
+say glibc; getconf GNU_LIBC_VERSION 2>/dev/null
 say free; df -Pk . 2>/dev/null
 say sysctl; command -v sysctl >/dev/null && sysctl hw.model hw.memsize hw.ncpu machdep.cpu.brand_string \
   hw.optional.arm 2>/dev/null
@@ -94,7 +95,7 @@ def parse(text: str) -> dict[str, Any]:
     """The script's output as facts; what was not told is None (or an empty list).
 
     Keys: model, soc, cores, isa, isa_features, os, ram_bytes, free_bytes, governor, temperatures, emulated,
-    python, runtimes, tools.
+    glibc, python, runtimes, tools.
     """
     parts = _sections(text)
     machine = parts.get("machine", "").strip()
@@ -115,6 +116,7 @@ def parse(text: str) -> dict[str, Any]:
         "governor": _one_or_many(parts.get("governor", "")),
         "temperatures": _temperatures(parts.get("temperatures", "")),
         "emulated": "qemu" in parts.get("shell", "").split("\0")[0],
+        "glibc": parts.get("glibc", "").strip().removeprefix("glibc ") or None,
         "python": versions.pop("python", None),
         "runtimes": versions,
         "tools": [line.rsplit("/", 1)[-1] for line in parts.get("tools", "").split()],

@@ -23,6 +23,7 @@ UNKNOWN: dict[str, Any] = {
     "governor": None,
     "temperatures": [],
     "emulated": False,
+    "glibc": None,
     "python": None,
     "runtimes": {},
     "tools": [],

@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from edgecomp.devices import facts
 from edgecomp.devices.faults import TookTooLongError, UnreachableError
@@ -25,10 +25,15 @@ class LocalDevice:
     """`edgecomp.spec.Device` on the host. Artifacts are used where they are; nothing is copied."""
 
     kind = "local"
+    SETTINGS: ClassVar[dict[str, type]] = {}
 
     def __init__(self, name: str = "local") -> None:
         self.name = name
         self._running: set[int] = set()
+
+    @classmethod
+    def from_settings(cls, name: str, settings: Mapping[str, Any]) -> LocalDevice:
+        return cls(name)
 
     def run(self, argv: Sequence[str], timeout_s: float, on_line: OnLine | None = None) -> CommandResult:
         try:

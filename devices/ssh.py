@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import paramiko
 
@@ -32,6 +33,14 @@ class SshDevice:
     """
 
     kind = "ssh"
+    SETTINGS: ClassVar[dict[str, type]] = {
+        "address": str,
+        "key": str,
+        "jump": str,
+        "workdir": str,
+        "python": str,
+        "emulated": bool,
+    }
 
     def __init__(
         self,
@@ -48,6 +57,25 @@ class SshDevice:
         self.interpreter = interpreter
         self.emulated = emulated
         self._open: Connection | None = None
+
+    @classmethod
+    def from_settings(cls, name: str, settings: Mapping[str, Any]) -> Self:
+        """A device from its entry in the inventory. Raises InputError when it has no usable address."""
+        login = Login.parse(str(settings.get("address", "")))
+        places = {
+            key: str(settings[key]) for key in ("key", "jump", "known_hosts", "accept") if key in settings
+        }
+        return cls(
+            name,
+            replace(login, **places),
+            workdir=str(settings.get("workdir", ".edgecomp")),
+            interpreter=str(settings.get("python", "python3")),
+            emulated=bool(settings.get("emulated", False)),
+        )
+
+    def connect(self) -> None:
+        """Log in now. Raises HostKeyError, AuthenticationError, UnreachableError."""
+        self._connection()
 
     # -- commands
 
@@ -194,7 +222,10 @@ class SshDevice:
 
     @contextlib.contextmanager
     def _sftp(self) -> Any:
-        sftp = paramiko.SFTPClient.from_transport(self._connection().client.get_transport())
+        transport = self._connection().client.get_transport()
+        if transport is None:
+            raise EOFError("the connection is closed")
+        sftp = paramiko.SFTPClient.from_transport(transport)
         if sftp is None:
             raise UnreachableError(f"device {self.name!r} offers no SFTP; install openssh-sftp-server there")
         try:
@@ -221,8 +252,13 @@ class SshDevice:
 
     # -- the machine
 
+    @property
+    def runtime_folder(self) -> str:
+        """Where `devices setup` puts runtimes."""
+        return f"{self.workdir}/runtime"
+
     def python(self) -> tuple[str, ...]:
-        return ("env", f"PYTHONPATH={self.workdir}/runtime", *shlex.split(self.interpreter))
+        return ("env", f"PYTHONPATH={self.runtime_folder}", *shlex.split(self.interpreter))
 
     def probe(self) -> dict[str, Any]:
         found = facts.parse(self._shell(facts.script(self.python())).stdout)

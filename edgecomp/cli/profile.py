@@ -20,7 +20,13 @@ PATH = click.Path(path_type=Path)
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("artifacts", metavar="ARTIFACT...", nargs=-1, type=PATH)
-@click.option("--device", "devices", multiple=True, metavar="NAME", help="A device; repeatable; or all.")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="NAME",
+    help="A device of the inventory; repeatable; or all.",
+)
 @click.option("--inventory", type=PATH, help="The inventory file (default: the user's).")
 @click.option("--compare", nargs=2, type=PATH, metavar="A B", help="Interleave two and say which is faster.")
 @click.option("--threads", default=1, show_default=True, help="Threads of the runtime.")
@@ -117,7 +123,7 @@ def open_devices(names: tuple[str, ...], inventory: Path | None) -> list[Any]:
     if not names or names == ("local",):
         return [registry.load("devices", "local")()]
     book = registry.load("profiling", "inventory").read(inventory)
-    wanted = book.names() if names == ("all",) else list(dict.fromkeys(names))
+    wanted = sorted(book.devices) or ["local"] if names == ("all",) else list(dict.fromkeys(names))
     return [book.open(name) for name in wanted]
 
 

@@ -34,7 +34,9 @@ ondemand
 == temperatures
 cpu-thermal 48199
 == shell
-sh -c true
+sh\0-c\0true
+== glibc
+glibc 2.36
 == free
 Filesystem 1024-blocks Used Available Capacity Mounted on
 /dev/root 30000000 10000000 18500000 36% /
@@ -90,6 +92,7 @@ def test_a_raspberry_pi() -> None:
         "governor": "ondemand",
         "temperatures": [["cpu-thermal", 48.199]],
         "emulated": False,
+        "glibc": "2.36",
         "python": "3.11.2",
         "runtimes": {"ai-edge-litert": "2.1.0", "numpy": "2.0.1"},
         "tools": ["vcgencmd", "timeout"],
@@ -111,7 +114,8 @@ def test_a_mac() -> None:
 
 
 def test_an_emulated_shell_is_told_by_its_command_line() -> None:
-    assert facts.parse("== shell\n/usr/bin/qemu-aarch64-static /bin/sh -c true\n")["emulated"]
+    assert facts.parse("== shell\n/usr/bin/qemu-aarch64-static\0/bin/sh\0-c")["emulated"]
+    assert not facts.parse("== shell\nsh\0-c\0qemu")["emulated"]
 
 
 def test_big_little_cores_are_all_named() -> None:
