@@ -19,7 +19,7 @@ import numpy as np
 
 _CHUNK = 1 << 20
 """Values whose tables are held at once: 16 layers of int32 are then 64 MB."""
-_POLISH = 4
+_POLISH = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,28 +44,25 @@ def fit(
 ) -> Palettes:
     """Palettes of `entries` values that minimize sum w (x - palette)^2 in every group.
 
-    `values` [groups, n] finite floats; `importance` same shape, not negative (None: all 1), for instance the
-    Fisher information of every weight. `dtype`: the type in which a palette is stored; its entries are rounded
-    to it and every value takes the nearest. Groups of more than `resolution` values (default 64 * entries) are
-    put on a histogram of that many equal bins first: the cost is exact, only the borders between clusters are
-    multiples of a bin, and a few steps of Lloyd's algorithm then move them to their places. Smaller groups are
-    solved exactly.
+    `values` [groups, n] finite floats; `importance` same shape, not negative (None: all 1), for instance
+    the Fisher information of every weight. `dtype`: the type in which a palette is stored; its entries are
+    rounded to it and every value takes the nearest. Groups of at most `resolution` values (default
+    32 * entries) are solved exactly. Larger ones are put on a histogram of that many equal bins first: the
+    cost is exact, only the borders between clusters are multiples of a bin, and Lloyd's algorithm then
+    moves them to their places.
 
     Example: fit([[0, 1, 10, 11]], 2) -> lut [[0.5, 10.5]], indices [[0, 0, 1, 1]].
     """
     _check(values, entries, importance)
-    resolution = 64 * entries if resolution is None else resolution
+    resolution = 32 * entries if resolution is None else resolution
     groups, n = values.shape
     lut = np.empty((groups, entries), np.float32)
     indices = np.empty((groups, n), np.uint8)
-    rows = max(1, _CHUNK // min(n, resolution))
+    rows = max(1, min(_CHUNK // min(n, resolution), 4 * _CHUNK // n))
     for start in range(0, groups, rows):
         part = slice(start, start + rows)
         weights = None if importance is None else importance[part]
         lut[part] = _centroids(values[part].astype(np.float64), weights, entries, resolution)
-    if n > resolution:
-        for row in range(groups):
-            lut[row] = _polish(values[row], None if importance is None else importance[row], lut[row])
     lut = np.sort(lut.astype(dtype).astype(np.float32), axis=1)
     for row in range(groups):
         indices[row] = nearest(values[row], lut[row])
@@ -93,15 +90,26 @@ def nearest(values: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return np.searchsorted(middles, values, side="left").astype(np.uint8)
 
 
-def _polish(values: np.ndarray, weights: np.ndarray | None, palette: np.ndarray) -> np.ndarray:
-    """Steps of Lloyd's algorithm; each lowers the cost or leaves it."""
-    palette = np.sort(palette)
+def _polish(values: np.ndarray, weights: np.ndarray | None, lut: np.ndarray) -> np.ndarray:
+    """Lloyd's algorithm on sorted rows [groups, n] from `lut` [groups, entries], until nothing moves.
+
+    Prefix sums make a step cost entries * log(n) for every group.
+    """
+    points, mass, moment = _sorted_sums(values, weights)
+    lut = np.sort(lut, axis=1)
     for _ in range(_POLISH):
-        owner = nearest(values, palette)
-        mass = np.bincount(owner, weights, palette.size)
-        moment = np.bincount(owner, values if weights is None else values * weights, palette.size)
-        palette = np.divide(moment, mass, out=palette.astype(np.float64), where=mass > 0)
-    return palette.astype(np.float32)
+        middles = (lut[:, 1:] + lut[:, :-1]) / 2
+        borders = np.stack(
+            [np.searchsorted(p, m, side="right") for p, m in zip(points, middles, strict=True)]
+        )
+        borders = np.pad(borders, ((0, 0), (1, 1)), constant_values=((0, 0), (0, points.shape[1])))
+        share = np.diff(np.take_along_axis(mass, borders, axis=1), axis=1)
+        sums = np.diff(np.take_along_axis(moment, borders, axis=1), axis=1)
+        moved = np.divide(sums, share, out=lut.copy(), where=share > 0)
+        if np.array_equal(moved, lut):
+            break
+        lut = moved
+    return lut
 
 
 def _centroids(values: np.ndarray, weights: np.ndarray | None, entries: int, resolution: int) -> np.ndarray:
@@ -116,6 +124,8 @@ def _centroids(values: np.ndarray, weights: np.ndarray | None, entries: int, res
     middle = (found[:, :-1] + np.maximum(found[:, 1:] - 1, found[:, :-1])) // 2
     fallback = np.take_along_axis(points, np.minimum(middle, points.shape[1] - 1), axis=1)
     means = np.divide(sums, share, out=fallback.copy(), where=share > 0)
+    if values.shape[1] > resolution:
+        means = _polish(values - centre, weights, means)
     return means + centre
 
 
@@ -125,6 +135,10 @@ def _points(
     """Sorted points [groups, m] and prefix sums [groups, m + 1] of weight and of weight * value."""
     if values.shape[1] > resolution:
         return _histogram(values, weights, resolution)
+    return _sorted_sums(values, weights)
+
+
+def _sorted_sums(values: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     order = np.argsort(values, axis=1, kind="stable")
     points = np.take_along_axis(values, order, axis=1)
     mass = np.ones_like(points) if weights is None else np.take_along_axis(weights, order, axis=1)
@@ -160,7 +174,7 @@ def _gain(mass: np.ndarray, moment: np.ndarray) -> np.ndarray:
 
 
 def _solve(mass: np.ndarray, moment: np.ndarray, entries: int) -> np.ndarray:
-    """Borders [groups, entries + 1] of the best intervals: interval k covers points border[k] .. border[k+1]-1."""
+    """Borders [groups, entries + 1] of the best intervals: interval k is points border[k] .. border[k+1] - 1."""
     groups, size = mass.shape
     best = _gain(mass, moment)  # one cluster for the first j points
     chosen = np.zeros((entries, groups, size), np.int32)

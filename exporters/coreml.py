@@ -1,0 +1,183 @@
+"""Core ML packages: float16 and float32 programs, palettized and linearly quantized weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from edgecomp import files, manifest
+from edgecomp.errors import ModelError, UnsupportedOpError
+from edgecomp.exporters import coreml_convert, coreml_file
+from edgecomp.exporters.coreml_compress import Linear, Palettize
+from edgecomp.exporters.coreml_toolkit import Model_pb2
+from edgecomp.exporters.coreml_weights import Replace, rewrite
+from edgecomp.spec import Artifact, Batch, Candidate, Data, Problem, StepRecord
+
+_BITS = {"coreml-pal4": 4, "coreml-pal6": 6, "coreml-int8": 8, "coreml-int4": 4}
+_TARGETS = (*_BITS, "coreml-fp16", "coreml-fp32")
+_DEPLOYMENT = ("iOS16", "iOS17", "iOS18")
+
+
+@dataclass(frozen=True)
+class CoreMLExporter:
+    """Lowers a candidate to an `.mlpackage`.
+
+    `target`: coreml-pal4, coreml-pal6 (palettes), coreml-int8 (per output channel), coreml-int4 (per block),
+    coreml-fp16, coreml-fp32. Only weights are compressed; activations stay in `compute_precision`.
+    `group_size`: output channels that share a palette (pal4, pal6; None: one palette per tensor).
+    `block_size`: inputs that share a scale (int4). Where either does not divide, the next smaller that does
+    is taken, and listed in the artifact's `skipped`.
+    `minimum_deployment_target`: palettes of groups and blocks need iOS18; before it one palette per tensor.
+    `min_elements`: smaller weights stay float and are listed in the artifact's `skipped`.
+    `depthwise`: how pal4 and pal6 store depthwise convolutions (a few weights per channel, of widely
+    different range): 8-bit integers per channel, palettes, or float.
+    `states`: buffers of the module that keep their value from one prediction to the next (a decoder's cache).
+    """
+
+    target: str = "coreml-pal4"
+    group_size: int | None = 4
+    block_size: int = 32
+    minimum_deployment_target: str = "iOS18"
+    compute_precision: Literal["float16", "float32"] | None = None
+    min_elements: int = 256
+    depthwise: Literal["int8", "palette", "float"] = "int8"
+    states: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.target not in _TARGETS:
+            raise ValueError(f"target is {self.target!r}; expected one of {', '.join(_TARGETS)}")
+        if self.minimum_deployment_target not in _DEPLOYMENT:
+            raise ValueError(
+                f"minimum_deployment_target is {self.minimum_deployment_target!r}; "
+                f"expected one of {', '.join(_DEPLOYMENT)}"
+            )
+        if self.group_size is not None and self.group_size < 1:
+            raise ValueError(f"group_size is {self.group_size}; expected 1 or more, or none (per tensor)")
+        if self.block_size < 1:
+            raise ValueError(f"block_size is {self.block_size}; expected 1 or more")
+        if self.compute_precision not in (None, "float16", "float32"):
+            raise ValueError(f"compute_precision is {self.compute_precision!r}; expected float16 or float32")
+        if self.depthwise not in ("int8", "palette", "float"):
+            raise ValueError(f"depthwise is {self.depthwise!r}; expected int8, palette or float")
+        if self.minimum_deployment_target != "iOS18":
+            self._check_before_ios18()
+
+    def _check_before_ios18(self) -> None:
+        if self.target in ("coreml-pal4", "coreml-pal6") and self.group_size is not None:
+            raise ValueError(
+                f"group_size is {self.group_size}, and palettes of groups need iOS18: set group_size to none "
+                "or minimum_deployment_target to iOS18"
+            )
+        if self.target == "coreml-int4" or self.states:
+            what = "states need" if self.states else "coreml-int4 needs"
+            raise ValueError(
+                f"{what} minimum_deployment_target iOS18; it is {self.minimum_deployment_target}"
+            )
+
+    def problems(self, candidate: Candidate) -> list[Problem]:
+        """Operations of the traced module that Core ML's converter cannot translate, and damaged weights."""
+        module = coreml_convert.prepare(candidate.module)
+        damaged = _damaged(module)
+        if damaged:
+            return damaged
+        return coreml_convert.unsupported(module, coreml_convert.examples(candidate.inputs, None))
+
+    def export(self, candidate: Candidate, data: Data, out: Path) -> Artifact:
+        """Write `out` (`.mlpackage`). Raises UnsupportedOpError, ModelError or OutputError."""
+        module = coreml_convert.prepare(candidate.module)
+        example = coreml_convert.examples(candidate.inputs, _sample(data))
+        self._refuse(module, example)
+        wanted = self._conversion(candidate, module, example)
+        program = coreml_convert.convert(module, example, wanted)
+        spec, weights = _spec_and_weights(program)
+        notes: list[Problem] = []
+        names = coreml_convert.constant_names(program, module)
+        weights, skipped = rewrite(spec, weights, self._compression(candidate, notes), names)
+        artifact = manifest.draft(
+            replace(candidate, history=(*candidate.history, self._record(notes))),
+            data,
+            path=out,
+            target=self.target,
+            inputs=wanted.inputs,
+            outputs=wanted.outputs,
+            skipped=(*skipped, *notes),
+            made_with=("coremltools",),
+        )
+        _describe(spec, artifact)
+        with files.atomic(out) as temporary:
+            coreml_file.write(temporary, spec, weights)
+            return manifest.describe(artifact, temporary)
+
+    def _refuse(self, module: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
+        damaged = _damaged(module)
+        if damaged:
+            raise ModelError(f"{damaged[0].module}: {damaged[0].reason}; load an earlier checkpoint")
+        missing = [p for p in coreml_convert.unsupported(module, example) if p.op != "torch.jit.trace"]
+        if missing:
+            listed = ", ".join(f"{p.op} in {p.module or 'the model'}" for p in missing)
+            raise UnsupportedOpError(
+                f"Core ML has no operation for {listed}; rewrite these parts of the model"
+            )
+
+    def _conversion(
+        self, candidate: Candidate, module: nn.Module, example: tuple[torch.Tensor, ...]
+    ) -> coreml_convert.Conversion:
+        inputs = tuple(
+            replace(i, dtype="float32" if i.dtype.startswith("float") else "int32") for i in candidate.inputs
+        )
+        return coreml_convert.Conversion(
+            inputs=inputs,
+            outputs=coreml_convert.outputs_of(module, example),
+            precision=self.compute_precision or ("float32" if self.target == "coreml-fp32" else "float16"),
+            deployment_target=self.minimum_deployment_target,
+            states=self.states,
+        )
+
+    def _compression(self, candidate: Candidate, notes: list[Problem]) -> Replace | None:
+        bits = _BITS.get(self.target)
+        if bits is None:
+            return None
+        modern = self.minimum_deployment_target == "iOS18"
+        if self.target.startswith("coreml-pal"):
+            return Palettize(bits, self.group_size, modern, self.min_elements, self.depthwise, notes)
+        plan = dict(candidate.quantization.weights) if candidate.quantization else {}
+        block = self.block_size if self.target == "coreml-int4" else None
+        return Linear(bits, block, modern, self.min_elements, plan, notes)
+
+    def _record(self, notes: list[Problem]) -> StepRecord:
+        return StepRecord(
+            self.target, "export", asdict(self), tuple(f"{n.module}: {n.reason}" for n in notes)
+        )
+
+
+def _sample(data: Data) -> Batch | None:
+    source = data.calibration or data.evaluation
+    return next(iter(source.batches(1)), None) if source else None
+
+
+def _damaged(module: nn.Module) -> list[Problem]:
+    """Parameters that hold NaN or Inf (a buffer may: masks of -inf are buffers)."""
+    found = []
+    for name, tensor in module.named_parameters():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            found.append(Problem("parameter", name, f"{bad} of {tensor.numel()} values are NaN or Inf"))
+    return found
+
+
+def _spec_and_weights(program: Any) -> tuple[Any, bytes]:
+    spec = Model_pb2.Model()
+    spec.CopyFrom(program.get_spec())
+    file = Path(program.weights_dir) / "weight.bin"
+    return spec, file.read_bytes() if file.exists() else b""
+
+
+def _describe(spec: Any, artifact: Artifact) -> None:
+    """Write our facts into the model's metadata; drop the date, which would differ from run to run."""
+    metadata = spec.description.metadata
+    metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
+    metadata.userDefined[manifest.KEY] = manifest.embedded(artifact)

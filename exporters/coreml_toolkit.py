@@ -1,0 +1,114 @@
+"""coremltools, imported and called quietly, with what version 9.0 lacks.
+
+One place for everything that depends on coremltools' inside: two operations of PyTorch that its frontend
+does not know, and a repair for NumPy 2.4.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[io.StringIO]:
+    """Catch prints, progress bars, log lines and warnings; yields what was printed."""
+    log = io.StringIO()
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield log
+        finally:
+            logging.disable(disabled)
+
+
+with quiet():
+    import coremltools as ct
+    from coremltools.converters.mil.frontend.torch import ops as torch_ops
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import (
+        _TORCH_OPS_REGISTRY,
+    )
+    from coremltools.converters.mil.mil import Builder as mb
+    from coremltools.converters.mil.mil import types
+    from coremltools.converters.mil.mil.scope import ScopeSource
+    from coremltools.proto import MIL_pb2, Model_pb2
+
+VERSION: str = ct.__version__
+
+__all__ = ["VERSION", "MIL_pb2", "Model_pb2", "ScopeSource", "converter_of", "ct", "quiet"]
+
+
+def converter_of(op: str) -> Callable[..., Any] | None:
+    """coremltools' translation of a TorchScript operation (`aten::relu_`), or None."""
+    found: Callable[..., Any] | None = _TORCH_OPS_REGISTRY.get_func(op.rpartition("::")[2])
+    return found
+
+
+def _new_ones(context: Any, node: Any) -> None:
+    """Tensor.new_ones(size, dtype): ones of that shape, in the given type or the tensor's own."""
+    inputs = torch_ops._get_inputs(context, node, min_expected=2)
+    size = mb.concat(values=inputs[1], axis=0) if isinstance(inputs[1], list) and inputs[1] else inputs[1]
+    dtype = inputs[2] if len(inputs) > 2 else None
+    name = (
+        types.builtin_to_string(inputs[0].dtype)
+        if dtype is None
+        else torch_ops.NUM_TO_DTYPE_STRING[dtype.val]
+    )
+    no_axes = isinstance(size, list) or size.shape == (0,)
+    ones = mb.identity(x=1.0) if no_axes else mb.fill(shape=size, value=1.0)
+    context.add(torch_ops._cast_to(ones, name, node.name), node.name)
+
+
+def _boolean_only(operation: Callable[..., Any]) -> Callable[[Any, Any], None]:
+    """`a | b` and `a ^ b` of boolean tensors; MIL has no such operation on the bits of integers."""
+
+    def convert(context: Any, node: Any) -> None:
+        x, y = torch_ops._get_inputs(context, node, expected=2)
+        if x.dtype != types.bool or y.dtype != types.bool:
+            raise NotImplementedError(f"{node.kind} of integers")
+        context.add(operation(x=x, y=y, name=node.name), node.name)
+
+    return convert
+
+
+def _register_missing() -> None:
+    """Operations that coremltools 9.0 has no translation for; a later version's own are left alone."""
+    missing = {
+        "new_ones": _new_ones,
+        "or": _boolean_only(mb.logical_or),
+        "bitwise_or": _boolean_only(mb.logical_or),
+        "xor": _boolean_only(mb.logical_xor),
+        "bitwise_xor": _boolean_only(mb.logical_xor),
+    }
+    for name, function in missing.items():
+        if converter_of(name) is None:
+            _TORCH_OPS_REGISTRY.set_func_by_name(function, name)
+
+
+def _repair_cast() -> None:
+    """NumPy 2.4 refuses int(array of one element), which coremltools 9.0 relies on in `_cast`."""
+    if VERSION != "9.0" or np.lib.NumpyVersion(np.__version__) < "2.4.0":
+        return
+    original = torch_ops._cast
+
+    def cast(context: Any, node: Any, dtype: type, dtype_name: str) -> None:
+        x = context[node.inputs[0]]
+        value = x.val if x.can_be_folded_to_const() else None
+        if isinstance(value, np.ndarray) and value.size == 1:
+            context.add(mb.const(val=dtype(value.item()), name=node.name), node.name)
+        else:
+            original(context, node, dtype, dtype_name)
+
+    torch_ops._cast = cast
+
+
+_register_missing()
+_repair_cast()

@@ -1,0 +1,129 @@
+"""The weights of a converted program: which constants are weights, of what, and how they are replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgecomp.exporters.coreml_blob import BlobWriter, float_array, stored_bytes
+from edgecomp.spec import Problem
+
+# (operation, parameter) -> axis of the output channels of that weight.
+_CHANNEL_AXIS = {
+    ("conv", "weight"): 0,
+    ("conv_transpose", "weight"): 1,
+    ("linear", "weight"): 0,
+    ("gather", "x"): 0,
+    ("gru", "weight_hh"): 0,
+    ("gru", "weight_ih"): 0,
+    ("lstm", "weight_hh"): 0,
+    ("lstm", "weight_hh_back"): 0,
+    ("lstm", "weight_ih"): 0,
+    ("lstm", "weight_ih_back"): 0,
+    ("rnn", "weight_hh"): 0,
+    ("rnn", "weight_ih"): 0,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A constant that layers use as their weight. `array` float16 or float32; `axis`: output channels."""
+
+    name: str
+    module: str
+    layers: tuple[str, ...]
+    axis: int
+    array: np.ndarray
+
+    def problem(self, reason: str) -> Problem:
+        return Problem("/".join(sorted(set(self.layers))), self.module, reason)
+
+
+Replace = Callable[[Weight, BlobWriter, Any], "list[Any] | Problem"]
+"""(weight, file, the const operation) -> the operations that stand in its place, or why it stays."""
+
+
+def rewrite(
+    spec: Any, weights: bytes, replace: Replace | None, modules: Mapping[str, str]
+) -> tuple[bytes, list[Problem]]:
+    """Replace weights of the program in place; returns the new `weight.bin` and what stayed as it was.
+
+    `modules`: name of a constant as coremltools spells it -> the parameter or module it comes from.
+    """
+    writer = BlobWriter()
+    skipped: list[Problem] = []
+
+    def rewrite_block(block: Any) -> None:
+        uses = _uses(block)
+        operations = []
+        for operation in block.operations:
+            for inner in operation.blocks:
+                rewrite_block(inner)
+            weight = _weight(operation, uses, weights, modules) if replace else None
+            result = replace(weight, writer, operation) if weight and replace else None
+            if isinstance(result, Problem):
+                skipped.append(result)
+            if not isinstance(result, list):
+                _move(operation, weights, writer)
+            operations += result if isinstance(result, list) else [operation]
+        kept = [type(o).FromString(o.SerializeToString()) for o in operations]
+        del block.operations[:]
+        block.operations.extend(kept)
+
+    for function in spec.mlProgram.functions.values():
+        for block in function.block_specializations.values():
+            rewrite_block(block)
+    return writer.content(), skipped
+
+
+def _uses(block: Any) -> dict[str, list[tuple[Any, str]]]:
+    """Value name -> (operation, parameter) that read it, in nested blocks too."""
+    found: dict[str, list[tuple[Any, str]]] = {}
+    pending = [block]
+    while pending:
+        current = pending.pop()
+        for operation in current.operations:
+            pending += operation.blocks
+            for parameter, argument in operation.inputs.items():
+                for binding in argument.arguments:
+                    if binding.WhichOneof("binding") == "name":
+                        found.setdefault(binding.name, []).append((operation, parameter))
+    return found
+
+
+def _weight(
+    operation: Any, uses: dict[str, list[tuple[Any, str]]], weights: bytes, modules: Mapping[str, str]
+) -> Weight | None:
+    if operation.type != "const":
+        return None
+    array = float_array(operation.attributes["val"], weights)
+    name = operation.outputs[0].name
+    users = uses.get(name, [])
+    axes = {_axis(user, parameter, array) for user, parameter in users}
+    if array is None or len(axes) != 1 or None in axes:
+        return None
+    axis = next(iter(axes))
+    return Weight(name, modules.get(name, name), tuple(u.type for u, _ in users), axis, array)  # type: ignore[arg-type]
+
+
+def _axis(user: Any, parameter: str, array: np.ndarray | None) -> int | None:
+    if user.type == "matmul" and array is not None and array.ndim == 2:
+        return 1 if parameter == "y" else 0
+    return _CHANNEL_AXIS.get((user.type, parameter))
+
+
+def _move(operation: Any, weights: bytes, writer: BlobWriter) -> None:
+    """Copy every tensor that an operation keeps in the old file to the new one."""
+    values = list(operation.attributes.values())
+    values += [
+        b.value for a in operation.inputs.values() for b in a.arguments if b.WhichOneof("binding") == "value"
+    ]
+    for value in values:
+        if value.WhichOneof("value") == "blobFileValue":
+            tensor = value.type.tensorType
+            count = int(np.prod([d.constant.size for d in tensor.dimensions], dtype=np.int64))
+            data = stored_bytes(weights, value.blobFileValue.offset)
+            value.blobFileValue.offset = writer.add(data, tensor.dataType, count)
