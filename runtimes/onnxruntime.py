@@ -1,0 +1,164 @@
+"""ONNX artifacts on ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from edgecomp import manifest
+from edgecomp.errors import ArtifactError, DataError, InputError
+from edgecomp.spec import OpPlacement, TensorSpec
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+_ERRORS_ONLY = 3
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """Opens .onnx files. `providers`: execution providers in order of preference."""
+
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    name: str = field(default="onnxruntime", init=False)
+    version: str = field(default=ort.__version__, init=False)
+
+    def __post_init__(self) -> None:
+        known = ort.get_available_providers()
+        missing = [p for p in self.providers if p not in known]
+        if missing:
+            raise InputError(
+                f"execution provider {missing[0]!r} is not in this ONNX Runtime; it has {', '.join(known)}"
+            )
+
+    def open(self, path: Path, *, threads: int = 1, optimize: bool = True) -> OnnxSession:
+        """Open an artifact. `optimize=False`: the graph as written, QDQ computed in float.
+
+        That is the arithmetic of Arm and of x86 with VNNI; optimized 8-bit kernels of an x86 without VNNI
+        saturate. Raises ArtifactError when the file is missing or damaged.
+        """
+        if threads < 1:
+            raise InputError(f"threads is {threads}; expected 1 or more")
+        if not path.is_file():
+            raise ArtifactError(f"no artifact at {path}; expected an .onnx file")
+        return OnnxSession(path, self.providers, options(threads, optimize))
+
+
+def options(threads: int, optimize: bool) -> ort.SessionOptions:
+    """Session options: own threads, no spinning, errors only."""
+    chosen = ort.SessionOptions()
+    chosen.intra_op_num_threads = threads
+    chosen.inter_op_num_threads = 1
+    chosen.log_severity_level = _ERRORS_ONLY
+    chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    level = ort.GraphOptimizationLevel
+    chosen.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    return chosen
+
+
+class OnnxSession:
+    """An opened .onnx file. Arrays go in and out as `inputs` and `outputs` say."""
+
+    def __init__(self, path: Path, providers: Sequence[str], chosen: ort.SessionOptions) -> None:
+        self._path = path
+        self._providers = list(providers)
+        self._options = chosen
+        self._session = _open(path, chosen, providers)
+        known = _manifest_specs(path)
+        self._inputs = tuple(_spec(i, known) for i in self._session.get_inputs())
+        self._outputs = tuple(_spec(o, known) for o in self._session.get_outputs())
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Raises DataError when ONNX Runtime refuses the arrays' number, shape or dtype."""
+        feed = _feed(self._inputs, arrays)
+        return [np.asarray(r) for r in self._session.run(None, feed)]
+
+    def tensors(self, arrays: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Every float value by its name in the file, which is the graph node's; the graph as written."""
+        names = [o.name for o in self._exposed.get_outputs()]
+        results = self._exposed.run(names, _feed(self._inputs, arrays))
+        return dict(zip(names, (np.asarray(r) for r in results), strict=True))
+
+    @cached_property
+    def _exposed(self) -> ort.InferenceSession:
+        """The same graph with every intermediate value as an output, optimizations off."""
+        model = onnx.shape_inference.infer_shapes(onnx.load(str(self._path)))
+        known = {v.name: v for v in (*model.graph.value_info, *model.graph.output)}
+        del model.graph.output[:]
+        model.graph.output.extend(v for name, v in known.items() if _is_float(v))
+        return _open(model.SerializeToString(), options(1, optimize=False), self._providers)
+
+    def placement(self) -> list[OpPlacement]:
+        """Operations of the file with the dtype that each computes in, before fusion."""
+        model = onnx.shape_inference.infer_shapes(onnx.load(str(self._path)))
+        types = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.output)}
+        provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
+        return [
+            OpPlacement(n.output[0], n.op_type, provider, _dtype(types.get(n.output[0], 0)))
+            for n in model.graph.node
+        ]
+
+
+def _open(model: Path | bytes, chosen: ort.SessionOptions, providers: Sequence[str]) -> ort.InferenceSession:
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        return ort.InferenceSession(source, chosen, providers=list(providers))
+    except Exception as error:  # ONNX Runtime raises many unrelated classes from its C++ side
+        first = " ".join(str(error).split())[:300]
+        label = model if isinstance(model, Path) else "the exposed graph"
+        raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot open {label}: {first}") from error
+
+
+def _feed(specs: Sequence[TensorSpec], arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    if len(arrays) != len(specs):
+        raise DataError(f"{len(arrays)} arrays given; the artifact takes {[s.name for s in specs]}")
+    for spec, array in zip(specs, arrays, strict=True):
+        if tuple(array.shape) != spec.shape or str(array.dtype) != spec.dtype:
+            raise DataError(
+                f"input {spec.name!r} is {array.dtype}{list(array.shape)}; the artifact takes "
+                f"{spec.dtype}{list(spec.shape)}"
+            )
+    return {s.name: a for s, a in zip(specs, arrays, strict=True)}
+
+
+def _manifest_specs(path: Path) -> dict[str, TensorSpec]:
+    if not manifest.path_of(path).exists():
+        return {}
+    artifact = manifest.read(path)
+    return {s.name: s for s in (*artifact.inputs, *artifact.outputs)}
+
+
+def _spec(found: ort.NodeArg, known: Mapping[str, TensorSpec]) -> TensorSpec:
+    if found.name in known:
+        return known[found.name]
+    shape = tuple(d if isinstance(d, int) and d > 0 else 1 for d in found.shape)
+    return TensorSpec(found.name, shape, _DTYPES.get(found.type, "float32"))
+
+
+def _is_float(value: onnx.ValueInfoProto) -> bool:
+    return value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+def _dtype(element: int) -> str:
+    return str(onnx.helper.tensor_dtype_to_np_dtype(element)) if element else ""
