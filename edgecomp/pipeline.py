@@ -152,7 +152,7 @@ def _finished(state: Run, entries: Sequence[StepEntry]) -> int:
         return 0
     first = rows[0]
     name, value = next(iter(first["metrics"].items()), (None, None))
-    metric = stepping.metric_named(name) if name in stepping.METRICS else None
+    metric = stepping.metric_named(name)
     state.start = Evaluation(name, value, metric.higher_is_better if metric else True)
     for index in range(1, done):
         candidate, _ = checkpoint.load(_checkpoint(state, index))

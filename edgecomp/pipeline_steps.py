@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,34 +9,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from edgecomp import progress
 from edgecomp.compress.macs import count_macs, count_parameters
-from edgecomp.errors import ModelError, UnknownNameError
+from edgecomp.errors import ModelError
 from edgecomp.graph import constants
+from edgecomp.graph.batch import with_batch
 from edgecomp.graph.fake_quant import fake_quantize
 from edgecomp.parity import gates as gating
-from edgecomp.parity.metric import Accuracy, Metric, RootMeanSquare, infer
+from edgecomp.parity.metric import Metric, infer
+from edgecomp.parity.metric_named import by_name
 from edgecomp.reference import TorchReference, flatten
 from edgecomp.spec import Candidate, DataSource
 
 _BATCH = 64
-_RESHAPES = (torch.ops.aten.reshape.default, torch.ops.aten.view.default)
-METRICS: dict[str, Metric] = {
-    "accuracy": Accuracy(),
-    "top5_accuracy": Accuracy(k=5),
-    "rmse": RootMeanSquare(),
-}
 
 
 def metric_named(name: str | None) -> Metric | None:
     """The task metric of this name; None: the one that fits the data. Raises UnknownNameError."""
-    if name is None:
-        return None
-    if name not in METRICS:
-        raise UnknownNameError("metric", name, METRICS)
-    return METRICS[name]
+    return None if name is None else by_name(name)
 
 
 @dataclass(frozen=True)
@@ -79,32 +69,27 @@ def evaluate(candidate: Candidate, source: DataSource, metric: Metric | None) ->
 
 
 def runner(candidate: Candidate, source: DataSource) -> Any:
-    """Arrays [N, ...] -> outputs [N, ...]; whole batches where the module gives the same one by one."""
-    module = candidate.module
-    if candidate.quantization is not None:
-        module = fake_quantize(module, candidate.quantization)
-    if isinstance(module, GraphModule):
-        module = _any_batch(module)
-    alone = TorchReference(_single(candidate))
+    """Arrays [N, ...] -> outputs [N, ...], N up to 64; whole batches where the module allows them."""
+    plan = candidate.quantization
+    if plan is not None:
+        batched = with_batch(candidate.module, _BATCH)
+        if batched is None:
+            return TorchReference(fake_quantize(candidate.module, plan))
+        return _padded(_together(fake_quantize(batched, plan)))
+    alone, together = TorchReference(candidate.module), _together(candidate.module)
     batch = next(iter(source.batches(2)))
-    together = _together(module)
     try:
         found = together(batch.inputs)
     except (RuntimeError, ValueError, ModelError):
         return alone
-    expected = alone(batch.inputs)
-    close = all(
+    return together if _same(found, alone(batch.inputs)) else alone
+
+
+def _same(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> bool:
+    return all(
         f.shape == e.shape and np.allclose(f, e, rtol=1e-3, atol=1e-3 * (1 + float(np.abs(e).max())))
         for f, e in zip(found, expected, strict=True)
     )
-    return together if close else alone
-
-
-def _single(candidate: Candidate) -> nn.Module:
-    if candidate.quantization is None:
-        module: nn.Module = candidate.module
-        return module
-    return fake_quantize(candidate.module, candidate.quantization)
 
 
 def _together(module: nn.Module) -> Any:
@@ -116,14 +101,15 @@ def _together(module: nn.Module) -> Any:
     return run
 
 
-def _any_batch(module: GraphModule) -> GraphModule:
-    """A captured graph whose reshapes leave the batch open; the caller compares it with single runs."""
-    result = copy.deepcopy(module)
-    for node in result.graph.nodes:
-        if node.target in _RESHAPES and list(node.args[1])[:1] == [1] and -1 not in node.args[1]:
-            node.update_arg(1, [-1, *list(node.args[1])[1:]])
-    result.recompile()
-    return result
+def _padded(run: Any) -> Any:
+    """A graph of a fixed batch takes fewer samples too: the last one is repeated and cut off again."""
+
+    def padded(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        size = len(inputs[0])
+        full = [np.concatenate([a, np.repeat(a[-1:], _BATCH - size, axis=0)]) for a in inputs]
+        return [o[:size] for o in run(full)]
+
+    return padded
 
 
 def count(candidate: Candidate) -> dict[str, Any]:

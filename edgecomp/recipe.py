@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from edgecomp import registry
 from edgecomp.errors import EdgecompError, MissingError, RecipeError
 from edgecomp.parity import gates as gating
+from edgecomp.parity.metric_named import by_name
 from edgecomp.spec import Preprocessing
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -140,10 +141,10 @@ class ProfileEntry(BaseModel):
 
     model_config = _STRICT
     devices: tuple[str, ...] = ("local",)
-    threads: int = Field(1, ge=1)
-    runs: int = Field(50, ge=1)
-    seconds: float = Field(1.0, ge=0)
-    warmup_seconds: float = Field(5.0, ge=0)
+    threads: int = Field(default=1, ge=1)
+    runs: int = Field(default=50, ge=1)
+    seconds: float = Field(default=1.0, ge=0)
+    warmup_seconds: float = Field(default=5.0, ge=0)
 
 
 class Recipe(BaseModel):
@@ -154,7 +155,7 @@ class Recipe(BaseModel):
     model: str = Field(description="path/to/file.py:callable, package.module:callable, or a .pt2 file")
     weights: Path | None = Field(None, description="A state dict to load into the model")
     data: DataEntries
-    metric: str | None = Field(None, description="accuracy or rmse; by the data's targets when left out")
+    metric: str | None = Field(None, description="Such as accuracy; by the data's targets when left out")
     seed: int = 0
     steps: tuple[StepEntry, ...] = ()
     exports: tuple[ExportEntry, ...] = ()
@@ -167,6 +168,14 @@ class Recipe(BaseModel):
         if isinstance(self.gates, tuple):
             return self.gates
         return (*self.gates.get("all", ()), *self.gates.get(target, ()))
+
+    @field_validator("metric")
+    @classmethod
+    def _named_metric(cls, value: str | None) -> str | None:
+        if value is not None:
+            with _with_line():
+                by_name(value)
+        return value
 
     @field_validator("gates")
     @classmethod

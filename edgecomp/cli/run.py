@@ -48,7 +48,7 @@ def render(facts: Mapping[str, Any], folder: Path) -> RenderableType:
 
 def steps_table(steps: list[dict[str, Any]]) -> Table:
     table = Table(
-        "step", "metric", "against float", "against before", "parameters", "MACs", "bytes", "seconds", "gates",
+        "step", "metric", "against float", "before", "parameters", "MACs", "bytes", "seconds", "gates",
         box=None, pad_edge=False,
     )  # fmt: skip
     for row in steps:
@@ -77,7 +77,7 @@ def artifacts_table(artifacts: list[dict[str, Any]]) -> Table:
     for entry in artifacts:
         parity = entry["parity"] or {}
         metric = parity.get("metric") or {}
-        latency = next((p["latency_ms"] for p in entry["profiles"] if p["latency_ms"]), {})
+        latency: Mapping[str, Any] = next((p["latency_ms"] for p in entry["profiles"] if p["latency_ms"]), {})
         gates = parity.get("gates", [])
         table.add_row(
             entry["path"],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -16,7 +17,7 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     Counted by torch's FlopCounterMode (two FLOPs each). Elementwise work and recurrent cells, which run as
     one fused operation, are not counted.
     """
-    was_training = module.training
+    was_training = module.training and not isinstance(module, GraphModule)  # captured: no mode to change
     if was_training:
         module.eval()
     with warnings.catch_warnings(), torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -7,7 +7,7 @@ import fnmatch
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class PruneMagnitude:
         original = candidate.original if candidate.original is not None else candidate.module
         return replace(candidate, module=module, history=(*candidate.history, record), original=original)
 
-    def _layers(self, module: nn.Module) -> tuple[dict[str, nn.Module], list[str]]:
+    def _layers(self, module: nn.Module) -> tuple[dict[str, Any], list[str]]:
         found = {n: m for n, m in module.named_modules() if isinstance(m, _WEIGHTED)}
         for pattern in self.exclude:
             if not fnmatch.filter(found, pattern):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from edgecomp.errors import ModelError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -40,7 +42,8 @@ def replace_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def sync(module: nn.Module) -> None:
     """Set channel counts and groups of every known layer from the shapes of its tensors."""
-    for layer in module.modules():
+    layers: Iterable[Any] = module.modules()
+    for layer in layers:
         if isinstance(layer, _CONVOLUTIONS + _TRANSPOSED):
             _sync_convolution(layer)
         elif isinstance(layer, nn.Linear):
@@ -55,12 +58,13 @@ def sync(module: nn.Module) -> None:
             layer.num_parameters = len(layer.weight)
         elif isinstance(layer, nn.Embedding):
             layer.num_embeddings, layer.embedding_dim = layer.weight.shape
-        elif isinstance(layer, nn.RNNBase):
-            layer.input_size = layer.weight_ih_l0.shape[1]
-            layer.hidden_size = layer.weight_hh_l0.shape[1]
+        elif isinstance(layer, _RECURRENT):
+            recurrent: Any = layer
+            recurrent.input_size = recurrent.weight_ih_l0.shape[1]
+            recurrent.hidden_size = recurrent.weight_hh_l0.shape[1]
 
 
-def _sync_convolution(layer: nn.Module) -> None:
+def _sync_convolution(layer: Any) -> None:
     outer, inner = layer.weight.shape[:2]
     transposed = isinstance(layer, _TRANSPOSED)
     depthwise = layer.groups > 1 and layer.groups == layer.in_channels
