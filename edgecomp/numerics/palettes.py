@@ -31,7 +31,7 @@ class Palettes:
 
     def values(self) -> np.ndarray:
         """The values that the palettes stand for, [groups, values] float32."""
-        return np.take_along_axis(self.lut, self.indices.astype(np.intp), axis=1)
+        return _take(self.lut, self.indices.astype(np.intp))
 
 
 def fit(
@@ -47,14 +47,13 @@ def fit(
     `values` [groups, n] finite floats; `importance` same shape, not negative (None: all 1), for instance
     the Fisher information of every weight. `dtype`: the type in which a palette is stored; its entries are
     rounded to it and every value takes the nearest. Groups of at most `resolution` values (default
-    32 * entries) are solved exactly. Larger ones are put on a histogram of that many equal bins first: the
-    cost is exact, only the borders between clusters are multiples of a bin, and Lloyd's algorithm then
-    moves them to their places.
+    512, or 16 * entries) are solved exactly. In larger ones a border between clusters may lie at that many places
+    only, spread over the histogram; Lloyd's algorithm then moves the borders to where they belong.
 
     Example: fit([[0, 1, 10, 11]], 2) -> lut [[0.5, 10.5]], indices [[0, 0, 1, 1]].
     """
     _check(values, entries, importance)
-    resolution = 32 * entries if resolution is None else resolution
+    resolution = max(512, 16 * entries) if resolution is None else resolution
     groups, n = values.shape
     lut = np.empty((groups, entries), np.float32)
     indices = np.empty((groups, n), np.uint8)
@@ -90,75 +89,71 @@ def nearest(values: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return np.searchsorted(middles, values, side="left").astype(np.uint8)
 
 
-def _polish(values: np.ndarray, weights: np.ndarray | None, lut: np.ndarray) -> np.ndarray:
-    """Lloyd's algorithm on sorted rows [groups, n] from `lut` [groups, entries], until nothing moves.
+def _centroids(values: np.ndarray, weights: np.ndarray | None, entries: int, resolution: int) -> np.ndarray:
+    """Optimal centroids [groups, entries] of rows of float64 values."""
+    centre = values.mean(axis=1, keepdims=True)  # against cancellation in the prefix sums
+    points, mass, moment = _sorted_sums(values - centre, weights)
+    if values.shape[1] <= resolution:
+        borders = _solve(mass, moment, entries)
+        return _means(points, mass, moment, borders) + centre
+    places = _candidates(points, resolution)
+    found = _solve(_take(mass, places), _take(moment, places), entries)
+    lut = _means(points, mass, moment, _take(places, found))
+    return _polish(points, mass, moment, lut) + centre
+
+
+def _take(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(rows, columns, axis=1)
+
+
+def _sorted_sums(values: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sorted rows [groups, n] and prefix sums [groups, n + 1] of weight and of weight * value."""
+    order = np.argsort(values, axis=1, kind="stable")
+    points = _take(values, order)
+    mass = np.ones_like(points) if weights is None else _take(weights, order)
+    return points, _prefix(mass), _prefix(mass * points)
+
+
+def _candidates(points: np.ndarray, count: int) -> np.ndarray:
+    """About `count` places in sorted rows where a border may lie: half at equal counts, half at equal widths.
+
+    The ones serve the dense middle of a distribution, the others its tails. [groups, candidates], ascending,
+    first 0, last n.
+    """
+    groups, n = points.shape
+    by_count = np.linspace(0, n, count // 2 + 1).astype(np.intp)
+    shares = np.linspace(0, 1, count // 2 + 1)[1:-1]
+    marks = points[:, :1] + shares * (points[:, -1:] - points[:, :1])
+    by_width = np.stack([np.searchsorted(p, m) for p, m in zip(points, marks, strict=True)])
+    return np.sort(
+        np.concatenate([np.broadcast_to(by_count, (groups, by_count.size)), by_width], axis=1), axis=1
+    )
+
+
+def _means(points: np.ndarray, mass: np.ndarray, moment: np.ndarray, borders: np.ndarray) -> np.ndarray:
+    """Weighted mean of every interval; one without weight has its middle value, an empty one its border's."""
+    share, sums = np.diff(_take(mass, borders), axis=1), np.diff(_take(moment, borders), axis=1)
+    middle = (borders[:, :-1] + np.maximum(borders[:, 1:] - 1, borders[:, :-1])) // 2
+    fallback = _take(points, np.minimum(middle, points.shape[1] - 1))
+    return np.divide(sums, share, out=fallback, where=share > 0)
+
+
+def _polish(points: np.ndarray, mass: np.ndarray, moment: np.ndarray, lut: np.ndarray) -> np.ndarray:
+    """Lloyd's algorithm on sorted rows from `lut` [groups, entries], until nothing moves.
 
     Prefix sums make a step cost entries * log(n) for every group.
     """
-    points, mass, moment = _sorted_sums(values, weights)
     lut = np.sort(lut, axis=1)
     for _ in range(_POLISH):
         middles = (lut[:, 1:] + lut[:, :-1]) / 2
-        borders = np.stack(
-            [np.searchsorted(p, m, side="right") for p, m in zip(points, middles, strict=True)]
-        )
-        borders = np.pad(borders, ((0, 0), (1, 1)), constant_values=((0, 0), (0, points.shape[1])))
-        share = np.diff(np.take_along_axis(mass, borders, axis=1), axis=1)
-        sums = np.diff(np.take_along_axis(moment, borders, axis=1), axis=1)
+        inner = np.stack([np.searchsorted(p, m, side="right") for p, m in zip(points, middles, strict=True)])
+        borders = np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (0, points.shape[1])))
+        share, sums = np.diff(_take(mass, borders), axis=1), np.diff(_take(moment, borders), axis=1)
         moved = np.divide(sums, share, out=lut.copy(), where=share > 0)
         if np.array_equal(moved, lut):
             break
         lut = moved
     return lut
-
-
-def _centroids(values: np.ndarray, weights: np.ndarray | None, entries: int, resolution: int) -> np.ndarray:
-    """Optimal centroids [groups, entries] of rows of float64 values."""
-    centre = values.mean(axis=1, keepdims=True)  # against cancellation in the prefix sums
-    points, mass, moment = _points(values - centre, weights, resolution)
-    found = _solve(mass, moment, entries)
-    total_mass = np.take_along_axis(mass, found, axis=1)
-    total_moment = np.take_along_axis(moment, found, axis=1)
-    share, sums = np.diff(total_mass, axis=1), np.diff(total_moment, axis=1)
-    # An interval without weight keeps its middle value; an empty one repeats its left neighbour's border.
-    middle = (found[:, :-1] + np.maximum(found[:, 1:] - 1, found[:, :-1])) // 2
-    fallback = np.take_along_axis(points, np.minimum(middle, points.shape[1] - 1), axis=1)
-    means = np.divide(sums, share, out=fallback.copy(), where=share > 0)
-    if values.shape[1] > resolution:
-        means = _polish(values - centre, weights, means)
-    return means + centre
-
-
-def _points(
-    values: np.ndarray, weights: np.ndarray | None, resolution: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sorted points [groups, m] and prefix sums [groups, m + 1] of weight and of weight * value."""
-    if values.shape[1] > resolution:
-        return _histogram(values, weights, resolution)
-    return _sorted_sums(values, weights)
-
-
-def _sorted_sums(values: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    order = np.argsort(values, axis=1, kind="stable")
-    points = np.take_along_axis(values, order, axis=1)
-    mass = np.ones_like(points) if weights is None else np.take_along_axis(weights, order, axis=1)
-    return points, _prefix(mass), _prefix(mass * points)
-
-
-def _histogram(
-    values: np.ndarray, weights: np.ndarray | None, bins: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    groups = values.shape[0]
-    low, high = values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True)
-    width = np.maximum(high - low, np.finfo(np.float64).tiny)
-    places = np.minimum(((values - low) / width * bins).astype(np.int64), bins - 1)
-    flat = (places + np.arange(groups)[:, None] * bins).reshape(-1)
-    share = None if weights is None else weights.reshape(-1).astype(np.float64)
-    mass = np.bincount(flat, share, groups * bins).reshape(groups, bins).astype(np.float64)
-    product = values.reshape(-1) if share is None else values.reshape(-1) * share
-    moment = np.bincount(flat, product, groups * bins).reshape(groups, bins)
-    middles = low + (np.arange(bins) + 0.5) * (width / bins)
-    return middles, _prefix(mass), _prefix(moment)
 
 
 def _prefix(values: np.ndarray) -> np.ndarray:
@@ -174,7 +169,10 @@ def _gain(mass: np.ndarray, moment: np.ndarray) -> np.ndarray:
 
 
 def _solve(mass: np.ndarray, moment: np.ndarray, entries: int) -> np.ndarray:
-    """Borders [groups, entries + 1] of the best intervals: interval k is points border[k] .. border[k+1] - 1."""
+    """Borders [groups, entries + 1] of the best intervals: number k holds points border[k] .. border[k+1] - 1.
+
+    `mass`, `moment` [groups, columns]: prefix sums that start with 0; borders are columns of theirs.
+    """
     groups, size = mass.shape
     best = _gain(mass, moment)  # one cluster for the first j points
     chosen = np.zeros((entries, groups, size), np.int32)
