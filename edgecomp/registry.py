@@ -80,6 +80,9 @@ def load(room: str, name: str) -> Any:
 
 
 def format_of(target: str) -> str:
-    """The format of a target or artifact suffix: `tflite-int8` -> `tflite`, `.mlpackage` -> `coreml`."""
+    """The format of a target or artifact suffix: `tflite-int8` -> `tflite`, `.mlpackage` -> `coreml`.
+
+    A suffix that is not ours names its own format, which a third-party runtime may open: `.npz` -> `npz`.
+    """
     suffixes = {".tflite": "tflite", ".onnx": "onnx", ".mlpackage": "coreml"}
-    return suffixes.get(target, target.split("-")[0])
+    return suffixes.get(target, target.removeprefix(".").split("-")[0])

@@ -117,7 +117,7 @@ def check_labels(artifact: Artifact, source: DataSource) -> None:
 def open_sessions(path: Path, threads: int) -> tuple[Any, dict[str, Session]]:
     """The runtime for the artifact's suffix, and its sessions: the first is the one that is judged."""
     form = registry.format_of(path.suffix)
-    if form == path.suffix:
+    if form not in registry.names("runtimes"):
         raise ArtifactError(
             f"{path} is no artifact; expected a .tflite or .onnx file or an .mlpackage folder"
         )
