@@ -43,7 +43,7 @@ with quiet():
 
 VERSION: str = ct.__version__
 
-__all__ = ["VERSION", "MIL_pb2", "Model_pb2", "ScopeSource", "converter_of", "ct", "quiet"]
+__all__ = ["VERSION", "MIL_pb2", "Model_pb2", "ScopeSource", "converter_of", "ct", "mb", "quiet", "types"]
 
 
 def converter_of(op: str) -> Callable[..., Any] | None:

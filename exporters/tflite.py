@@ -307,7 +307,7 @@ def _name_tensors(lowering: Lowering, inputs: Sequence[Tensor], outputs: Sequenc
 
 
 def _layouts(lowering: Lowering) -> dict[str, list[int]]:
-    """Tensor name -> layout, for results that are not stored in torch's order; [] when an axis is shuffled."""
+    """Tensor name -> layout, for results not stored in torch's order; [] when an axis is shuffled."""
     return {
         value.tensor.name: [] if value.order is not None else list(value.perm)
         for value in lowering.values.values()

@@ -76,6 +76,9 @@ def exp(ctx: Lowering, node: Node) -> Value:
 
 @lowers(aten.log.default)
 def log(ctx: Lowering, node: Node) -> Value:
+    """The 16-bit kernel interpolates too coarsely near zero."""
+    if ctx.is_integer(node) and ctx.numerics.activation_bits == 16:
+        return by_table(ctx, node, lambda x: np.log(np.maximum(x, 1e-30)))
     return unary(ctx, node, "LOG")
 
 
@@ -314,5 +317,20 @@ def prelu(ctx: Lowering, node: Node) -> Value:
     wide = np.broadcast_to(slope.reshape(-1), (channels,)).reshape((1,) * max(rank - 2, 0) + (channels,))
     alpha = ctx.constant_operand(node, args(node)[1], np.ascontiguousarray(wide))
     made = ctx.result(node, value.tensor.shape)
+    if made.dtype == "int16":
+        return _prelu16(ctx, node, value, alpha, made, wide)
     ctx.draft.emit("PRELU", [value.tensor, alpha], [made])
+    return Value(made, value.perm)
+
+
+def _prelu16(
+    ctx: Lowering, node: Node, value: Value, alpha: Tensor, made: Tensor, slope: np.ndarray
+) -> Value:
+    """max(x, slope * x): LiteRT's 16-bit PRELU rescales wrongly (2.3.0). A slope above 1 would need min."""
+    if slope.max() > 1:
+        raise Unsupported("a slope above 1 with 16-bit activations; exclude its module from quantization")
+    scaled = ctx.part(node, "scaled", made.shape, made)
+    ctx.draft.emit("MUL", [value.tensor, alpha], [scaled], "MulOptions", fusedActivationFunction=0)
+    same = ctx.requantized(node, value.tensor, made.quant)
+    ctx.draft.emit("MAXIMUM", [same, scaled], [made], "MaximumMinimumOptions")
     return Value(made, value.perm)

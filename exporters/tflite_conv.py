@@ -177,7 +177,8 @@ def _order_for_user(ctx: Lowering, node: Node) -> np.ndarray | None:
     """Output channels as a following pixel shuffle wants them, so that no data has to move."""
     final = ctx.final(node)
     users = list(final.users)
-    if len(users) != 1 or users[0].target is not aten.pixel_shuffle.default:
+    sixteen = ctx.is_integer(node) and ctx.numerics.activation_bits == 16
+    if len(users) != 1 or users[0].target is not aten.pixel_shuffle.default or sixteen:
         return None
     factor = int(args(users[0])[1])
     return shuffle_order(ctx.shape_of(node)[1], factor)

@@ -122,13 +122,13 @@ class Lowering:
         """A tensor of the right shape that nobody computes, so that later problems are found as well."""
         found = node.meta["val"]
         if not isinstance(found, torch.Tensor):
-            return [self._unmade(node, tuple(t.shape)) for t in found]
-        return self._unmade(node, tuple(found.shape))
+            return [self._unmade(node, t) for t in found]
+        return self._unmade(node, found)
 
-    def _unmade(self, node: Node, shape: layout.Shape) -> Value:
+    def _unmade(self, node: Node, like: torch.Tensor) -> Value:
         quant = self.quant_of(self.final(node))
-        dtype = self.numerics.activation_dtype if quant else self.dtype_of(node)
-        return Value(Tensor(self.label(node), shape, dtype, quant), layout.identity(len(shape)))
+        dtype = self.numerics.activation_dtype if quant else _DTYPES.get(like.dtype, "float32")
+        return Value(Tensor(self.label(node), tuple(like.shape), dtype, quant), layout.identity(like.dim()))
 
     def _settle(self, node: Node, value: Value) -> Value:
         """Bring a result to the scale that the plan decided for it."""
@@ -158,10 +158,10 @@ class Lowering:
     def is_integer(self, node: Node) -> bool:
         """Is the node computed in integers?"""
         final = self.final(node)
+        floats = self.plan.float_nodes
         if not isinstance(node.meta["val"], torch.Tensor):  # split: it moves what it gets
             source = node.args[0]
-            return isinstance(source, Node) and self.quant_of(source) is not None
-        floats = self.plan.float_nodes
+            return node.name not in floats and isinstance(source, Node) and self.quant_of(source) is not None
         return node.name not in floats and final.name not in floats and self.quant_of(final) is not None
 
     def dtype_of(self, node: Node) -> str:

@@ -25,8 +25,9 @@ def operand(ctx: Lowering, node: Node, source: Any, perm: layout.Perm, dtype: st
         array = ctx.array_of(source) if isinstance(source, Node) else np.array(source)
         if not isinstance(source, Node) and array.dtype == np.float64:
             array = array.astype(np.float32)
-        wide = array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(perm)
-        return ctx.constant_operand(node, source, _without_leading_ones(wide), dtype)
+        if array.ndim and perm != layout.identity(rank):
+            array = array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(perm)
+        return ctx.constant_operand(node, source, array, dtype)
     value = ctx.input(node, source)
     if len(value.perm) < rank and perm != layout.identity(rank):
         extra = (1,) * (rank - len(value.perm))
@@ -35,11 +36,6 @@ def operand(ctx: Lowering, node: Node, source: Any, perm: layout.Perm, dtype: st
     elif len(value.perm) < rank:
         perm = layout.identity(len(value.perm))
     return cast(ctx, node, ctx.relaid(node, value, perm).tensor, dtype)
-
-
-def _without_leading_ones(array: np.ndarray) -> np.ndarray:
-    kept = next((i for i, n in enumerate(array.shape) if n != 1), array.ndim)
-    return array.reshape(array.shape[kept:])
 
 
 def cast(ctx: Lowering, node: Node, x: Tensor, dtype: str) -> Tensor:
@@ -69,7 +65,12 @@ def binary(
     perm = common_layout(ctx, node, sources)
     made = ctx.result(node, layout.stored_shape(ctx.shape_of(node), perm))
     dtype = promoted(node, sources)
-    sides = [operand(ctx, node, s, perm, dtype) for s in sources]
+    sides = [operand(ctx, node, s, perm, "" if made.quant is not None else dtype) for s in sources]
+    if made.quant is not None and any(s.quant is None for s in sides):
+        raise Unsupported(
+            "it makes real numbers of integers, which only a float operation does; "
+            "exclude its module from quantization"
+        )
     if same_scale:
         sides = [ctx.requantized(node, s, made.quant) for s in sides]
     options: dict[str, Any] = (
@@ -107,13 +108,48 @@ def mul(ctx: Lowering, node: Node) -> Value:
 
 @lowers(aten.div.Tensor)
 def div(ctx: Lowering, node: Node) -> Value:
-    """True division: of integers, too, in float."""
+    """True division: of integers, too, in float. The integer kernels stop at a divisor of zero steps, so
+    what cannot be negative is kept one step above.
+    """
     sources = args(node)[:2]
     perm = common_layout(ctx, node, sources)
     made = ctx.result(node, layout.stored_shape(ctx.shape_of(node), perm))
     sides = [operand(ctx, node, s, perm, "float32") for s in sources]
+    if made.quant is not None:
+        sides[1] = _above_zero(ctx, node, sources[1], sides[1])
     ctx.draft.emit("DIV", sides, [made], "DivOptions", fusedActivationFunction=0)
     return Value(made, perm)
+
+
+_NEVER_NEGATIVE = {
+    aten.relu.default, aten.relu6.default, aten.exp.default, aten.sqrt.default, aten.abs.default,
+    aten.sigmoid.default, aten.softmax.int, aten.linalg_vector_norm.default,
+}  # fmt: skip
+_MOVES = {aten.expand.default, aten.reshape.default, aten.permute.default, aten.slice.Tensor, aten.select.int}
+
+
+def _is_never_negative(node: Any) -> bool:
+    if not isinstance(node, Node):
+        return False
+    if node.target is aten.clamp.default:
+        low = argument(node, 1, "min")
+        return isinstance(low, int | float) and low >= 0 or _is_never_negative(args(node)[0])
+    return node.target in _NEVER_NEGATIVE or node.target in _MOVES and _is_never_negative(args(node)[0])
+
+
+def _above_zero(ctx: Lowering, node: Node, source: Any, divisor: Tensor) -> Tensor:
+    quant = divisor.quant
+    if quant is None or divisor.data is not None:
+        return divisor
+    zero, limits = int(quant.zero_point[0]), np.iinfo(divisor.dtype)
+    if zero != limits.min and not _is_never_negative(source):
+        raise Unsupported(
+            "integer kernels fail on a divisor of zero, and this one can be; "
+            "exclude its module from quantization"
+        )
+    one = ctx.draft.constant(np.array(zero + 1, divisor.dtype), f"{node.name}:one", divisor.dtype, quant)
+    made = ctx.part(node, "divisor", divisor.shape, divisor)
+    return ctx.draft.emit("MAXIMUM", [divisor, one], [made], "MaximumMinimumOptions")
 
 
 @lowers(aten.div.Tensor_mode)
@@ -216,7 +252,8 @@ def to_copy(ctx: Lowering, node: Node) -> Value:
         return _bool_to_quantized(ctx, node, value)
     if ctx.is_integer(node) and tensor.quant is None:
         raise Unsupported(
-            "integers become real numbers: only a float operation does that; let the plan leave it float"
+            "it makes real numbers of integers, which only a float operation does; "
+            "exclude its module from quantization"
         )
     if tensor.quant is not None:
         if dtype == "float32" and ctx.is_integer(node):

@@ -36,6 +36,10 @@ def _window(node: Node, size: tuple[int, int], dilation: Any, ceil_mode: bool) -
 def _pool(ctx: Lowering, node: Node, code: str, x: Tensor, window: Window, mode: str) -> Tensor:
     shape = ctx.shape_of(node)
     made = ctx.result(node, (shape[0], shape[2], shape[3], shape[1]), like=x)
+    return _emit_pool(ctx, code, x, made, window, mode)
+
+
+def _emit_pool(ctx: Lowering, code: str, x: Tensor, made: Tensor, window: Window, mode: str) -> Tensor:
     return ctx.draft.emit(
         code, [x], [made], "Pool2DOptions",
         padding=padding(mode), strideH=window.stride[0], strideW=window.stride[1],
@@ -79,9 +83,24 @@ def avg_pool2d(ctx: Lowering, node: Node) -> Value:
     return Value(_pool(ctx, node, "AVERAGE_POOL_2D", x, window, mode), layout.channels_last(4))
 
 
-@lowers(aten.adaptive_avg_pool2d.default, aten.adaptive_max_pool2d.default)
-def adaptive_pool2d(ctx: Lowering, node: Node) -> Value:
+@lowers(aten.adaptive_avg_pool2d.default)
+def adaptive_avg_pool2d(ctx: Lowering, node: Node) -> Value:
     raise Unsupported("adaptive pooling to a size that does not divide the input")
+
+
+@lowers(aten.adaptive_max_pool2d.default)
+def adaptive_max_pool2d(ctx: Lowering, node: Node) -> list[Value]:
+    """The values, without their positions; to one pixel, or in equal windows."""
+    value = ctx.input(node, args(node)[0], perm=layout.channels_last(4))
+    size = value.tensor.shape[1:3]
+    out = [int(n) for n in node.meta["val"][0].shape[2:]]
+    if any(n % m for n, m in zip(size, out, strict=True)):
+        raise Unsupported("adaptive pooling to a size that does not divide the input")
+    step = (size[0] // out[0], size[1] // out[1])
+    stored = (value.tensor.shape[0], *out, value.tensor.shape[3])
+    made = ctx.part(node, "values", stored, value.tensor)
+    _emit_pool(ctx, "MAX_POOL_2D", value.tensor, made, Window(step, step, (1, 1), ((0, 0), (0, 0))), "VALID")
+    return [Value(made, layout.channels_last(4))]
 
 
 @lowers(aten.upsample_nearest2d.vec, aten._upsample_nearest_exact2d.vec)
@@ -123,6 +142,8 @@ def _resize(ctx: Lowering, node: Node, code: str, table: str, corners: bool, hal
 def pixel_shuffle(ctx: Lowering, node: Node) -> Value:
     """DEPTH_TO_SPACE; the convolution before has the channels in its order, or GATHER moves them."""
     factor = int(args(node)[1])
+    if ctx.is_integer(node) and ctx.numerics.activation_bits == 16:
+        return _transposed_shuffle(ctx, node, factor)
     value = ctx.input(node, args(node)[0], keep_order=True)
     order = shuffle_order(value.shape[1], factor)
     if value.order is None or value.order[0] != 1 or not np.array_equal(value.order[1], order):
@@ -138,3 +159,18 @@ def pixel_shuffle(ctx: Lowering, node: Node) -> Value:
     out = ctx.result(node, (shape[0], shape[2], shape[3], shape[1]), like=x)
     ctx.draft.emit("DEPTH_TO_SPACE", [x], [out], "DepthToSpaceOptions", blockSize=factor)
     return Value(out, layout.channels_last(4))
+
+
+def _transposed_shuffle(ctx: Lowering, node: Node, factor: int) -> Value:
+    """[N, H, W, c, row, column] -> [N, H, row, W, column, c]: DEPTH_TO_SPACE has no 16-bit kernel."""
+    x = ctx.input(node, args(node)[0], perm=layout.channels_last(4)).tensor
+    batch, height, width, channels = x.shape
+    parts = ctx.reshape(node, x, (batch, height, width, channels // factor**2, factor, factor))
+    moved = layout.stored_shape(parts.shape, (0, 1, 4, 2, 5, 3))
+    swapped = ctx.part(node, "transposed", moved, x)
+    ctx.draft.emit(
+        "TRANSPOSE", [parts, ctx.numbers((0, 1, 4, 2, 5, 3), "perm")], [swapped], "TransposeOptions"
+    )
+    shape = ctx.shape_of(node)
+    out = ctx.result(node, (shape[0], shape[2], shape[3], shape[1]), like=x)
+    return Value(ctx.reshape(node, swapped, out.shape, out), layout.channels_last(4))

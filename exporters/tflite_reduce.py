@@ -27,7 +27,15 @@ def _axes(rank: int, dims: Any) -> list[int]:
 
 
 def reduce(
-    ctx: Lowering, node: Node, code: str, dims: Any, keep: bool, value: Value, *, moves: bool = False
+    ctx: Lowering,
+    node: Node,
+    code: str,
+    dims: Any,
+    keep: bool,
+    value: Value,
+    *,
+    moves: bool = False,
+    quant: Quant | None = None,
 ) -> Value:
     """`moves`: the kernel wants one scale on both sides (maximum, minimum)."""
     rank = len(value.perm)
@@ -42,7 +50,7 @@ def reduce(
         stored = tuple(n for i, n in enumerate(value.tensor.shape) if i not in stored_axes)
         left = [p for p in value.perm if p not in axes]
         perm = tuple(sorted(left).index(p) for p in left)
-    made = ctx.result(node, stored, like=value.tensor if moves else None)
+    made = ctx.result(node, stored, like=value.tensor if moves else None, quant=quant)
     inputs = [value.tensor, ctx.numbers(stored_axes, "axes")]
     ctx.draft.emit(code, inputs, [made], "ReducerOptions", keepDims=keep)
     return Value(made, perm)
@@ -63,15 +71,27 @@ def mean_of_all(ctx: Lowering, node: Node) -> Value:
 
 @lowers(aten.sum.dim_IntList)
 def sum_(ctx: Lowering, node: Node) -> Value:
-    value = _numeric(ctx, node, ctx.input(node, args(node)[0]))
-    return reduce(
-        ctx, node, "SUM", argument(node, 1, "dim"), bool(argument(node, 2, "keepdim", False)), value
-    )
+    return _sum(ctx, node, argument(node, 1, "dim"), bool(argument(node, 2, "keepdim", False)))
 
 
 @lowers(aten.sum.default)
 def sum_of_all(ctx: Lowering, node: Node) -> Value:
-    return reduce(ctx, node, "SUM", None, False, _numeric(ctx, node, ctx.input(node, args(node)[0])))
+    return _sum(ctx, node, None, False)
+
+
+def _sum(ctx: Lowering, node: Node, dims: Any, keep: bool) -> Value:
+    """In integers: n times the mean. LiteRT's reference kernel for SUM reads int8 as uint8 (2.3.0)."""
+    value = _numeric(ctx, node, ctx.input(node, args(node)[0]))
+    quant = ctx.quant_of(node) if ctx.is_integer(node) else None
+    if quant is None:
+        return reduce(ctx, node, "SUM", dims, keep, value)
+    count = int(np.prod([value.shape[a] for a in _axes(len(value.perm), dims)]))
+    finer = Quant((quant.scale / np.float32(count)).astype(np.float32), quant.zero_point)
+    mean = reduce(ctx, node, "MEAN", dims, keep, value, quant=finer)
+    made = ctx.result(node, mean.tensor.shape)
+    number = ctx.constant_operand(node, float(count), np.array(count, np.float32))
+    ctx.draft.emit("MUL", [mean.tensor, number], [made], "MulOptions", fusedActivationFunction=0)
+    return Value(made, mean.perm)
 
 
 def _numeric(ctx: Lowering, node: Node, value: Value) -> Value:

@@ -32,19 +32,37 @@ _MODULES = {
 }
 _CHECK_TIMEOUT_S = 600
 
-# Run by a fresh Python: a bad file can abort the process that opens it. Output: the error's last line.
+# Kernel sets to try, by `optimize`. The reference set lacks a few operations (ELU, ROUND).
+_RESOLVERS = {True: ("AUTO",), False: ("BUILTIN_REF", "BUILTIN_WITHOUT_DEFAULT_DELEGATES")}
+_WITHOUT_DELEGATE = "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
+
+# Run by a fresh Python: a bad file can abort the process that opens it. stdout: the kernel set that has all
+# operations; stderr: the error on one line.
 _OPEN_IN_CHILD = """
 import importlib, sys, warnings
+import numpy as np
 warnings.simplefilter("ignore")
-module, path, resolver = sys.argv[1:4]
+module, path, *resolvers = sys.argv[1:]
 library = importlib.import_module(module)
-kind = getattr(library.OpResolverType, resolver)
-try:
+
+def open_and_run(resolver):
+    kind = getattr(library.OpResolverType, resolver)
     interpreter = library.Interpreter(model_path=path, num_threads=1, experimental_op_resolver_type=kind)
     interpreter.allocate_tensors()
+    for details in interpreter.get_input_details():
+        interpreter.set_tensor(details["index"], np.zeros(details["shape"], details["dtype"]))
     interpreter.invoke()
-except (RuntimeError, ValueError) as error:
-    sys.exit(" ".join(str(error).split()))
+
+for resolver in resolvers:
+    try:
+        open_and_run(resolver)
+    except (RuntimeError, ValueError) as error:
+        message = " ".join(str(error).split())
+        if resolver == resolvers[-1] or "Didn't find op" not in message:
+            sys.exit(message)
+    else:
+        print(resolver)
+        break
 """
 
 
@@ -80,8 +98,8 @@ class LiteRTRuntime:
         """
         if threads < 1:
             raise InputError(f"threads is {threads}; expected 1 or more")
-        check_opens(path, backend=self.name, optimize=optimize)
-        return LiteRTSession(path, self.name, threads, optimize)
+        resolver = check_opens(path, backend=self.name, optimize=optimize)
+        return LiteRTSession(path, self.name, threads, resolver)
 
 
 def _version(distribution: str) -> str | None:
@@ -94,12 +112,8 @@ def _version(distribution: str) -> str | None:
     return None
 
 
-def _resolver(optimize: bool) -> str:
-    return "AUTO" if optimize else "BUILTIN_REF"
-
-
-def check_opens(path: Path, *, backend: str = "ai-edge-litert", optimize: bool = True) -> None:
-    """Open and run the file once, on zeros, in a child process.
+def check_opens(path: Path, *, backend: str = "ai-edge-litert", optimize: bool = True) -> str:
+    """Open and run the file once, on zeros, in a child process; returns the name of the kernel set.
 
     Runtimes abort the process on some bad files (an infinite scale, a wrong operand count). Raises
     ArtifactError naming the signal or the runtime's message.
@@ -108,13 +122,13 @@ def check_opens(path: Path, *, backend: str = "ai-edge-litert", optimize: bool =
         raise ArtifactError(f"no artifact at {path}; expected a .tflite file")
     litert_file.metadata(path)
     facts = path.stat()
-    _open_in_child(str(path.resolve()), facts.st_mtime_ns, facts.st_size, backend, _resolver(optimize))
+    return _open_in_child(str(path.resolve()), facts.st_mtime_ns, facts.st_size, backend, optimize)
 
 
 @cache
-def _open_in_child(path: str, modified_ns: int, size: int, backend: str, resolver: str) -> None:
+def _open_in_child(path: str, modified_ns: int, size: int, backend: str, optimize: bool) -> str:
     """Once for each state of a file: `modified_ns` and `size` are part of the cache's key."""
-    command = [sys.executable, "-c", _OPEN_IN_CHILD, _MODULES[backend], path, resolver]
+    command = [sys.executable, "-c", _OPEN_IN_CHILD, _MODULES[backend], path, *_RESOLVERS[optimize]]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_CHECK_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
@@ -122,7 +136,7 @@ def _open_in_child(path: str, modified_ns: int, size: int, backend: str, resolve
             f"{path} did not finish one inference in {_CHECK_TIMEOUT_S} s with {backend}; try a smaller model"
         ) from error
     if done.returncode == 0:
-        return
+        return done.stdout.split()[-1]
     lines = [line for line in done.stderr.strip().splitlines() if not line.startswith(("INFO:", "WARNING:"))]
     last = lines[-1] if lines else "no message"
     if done.returncode < 0:
@@ -134,9 +148,9 @@ def _open_in_child(path: str, modified_ns: int, size: int, backend: str, resolve
 class LiteRTSession:
     """An opened .tflite file. Arrays go in and out as `inputs` and `outputs` say."""
 
-    def __init__(self, path: Path, backend: str, threads: int, optimize: bool) -> None:
-        self._path, self._backend, self._threads, self._optimize = path, backend, threads, optimize
-        self._interpreter = self._opened(_resolver(optimize), preserve=False)
+    def __init__(self, path: Path, backend: str, threads: int, resolver: str) -> None:
+        self._path, self._backend, self._threads, self._resolver = path, backend, threads, resolver
+        self._interpreter = self._opened(resolver, preserve=False)
         self._inputs, self._outputs = self._specs()
 
     def _opened(self, resolver: str, *, preserve: bool) -> Any:
@@ -200,7 +214,7 @@ class LiteRTSession:
         """Every operation of the file and where it runs: `XNNPACK`, `CPU` or `CPU reference`."""
         operations = _operations(self._interpreter)
         delegated = _delegated(operations)
-        here = "CPU" if self._optimize else "CPU reference"
+        here = "CPU reference" if self._resolver == "BUILTIN_REF" else "CPU"
         tensors = {t["index"]: t for t in self._interpreter.get_tensor_details()}
         return [
             OpPlacement(
@@ -237,7 +251,7 @@ class LiteRTSession:
         return found
 
     def _intermediates(self, arrays: Sequence[np.ndarray]) -> list[tuple[dict[str, Any], np.ndarray]]:
-        resolver = "BUILTIN_WITHOUT_DEFAULT_DELEGATES" if self._optimize else "BUILTIN_REF"
+        resolver = _WITHOUT_DELEGATE if self._resolver == "AUTO" else self._resolver
         interpreter = self._opened(resolver, preserve=True)
         self._run(interpreter, arrays)
         computed = {i for op in _operations(interpreter) for i in op["outputs"]}
