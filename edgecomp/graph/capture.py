@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import warnings
 from collections.abc import Sequence
 
@@ -50,7 +52,9 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(module, inputs, strict=False)
+            # A failed export prints the graph so far; the message below says what matters.
+            with contextlib.redirect_stderr(io.StringIO()):
+                program = torch.export.export(module, inputs, strict=False)
             program = program.run_decompositions(decompose.table())
         except Exception as error:
             raise ModelError(
