@@ -46,9 +46,16 @@ def _remove(path: Path) -> None:
 
 def check_writable(folder: Path) -> None:
     """Fail before long work starts when `folder` cannot be made or written. Raises OutputError."""
-    with atomic(folder / "write-check") as probe:
+    probe = folder / f".{os.getpid()}.write-check"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"edgecomp")
-    (folder / "write-check").unlink(missing_ok=True)
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"cannot write into {folder}: {error.strerror or error}; check that it is a folder that can be "
+            "written and has room, or choose another"
+        ) from error
 
 
 def sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import signal
 import sys
 import warnings
@@ -90,9 +91,10 @@ class LazyGroup(click.Group):
         sys.exit(result if isinstance(result, int) else 0)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The entry point of the process: quiet third-party warnings, and clean up when terminated."""
+        """The entry point of the process: third-party warnings and logs are quiet, and SIGTERM cleans up."""
         if not sys.warnoptions and "--debug" not in sys.argv:
             warnings.simplefilter("ignore")
+            logging.disable(logging.ERROR)
         signal.signal(signal.SIGTERM, _terminated)
         return super().__call__(*args, **kwargs)
 
