@@ -17,6 +17,7 @@ from edgecomp.errors import GateFailed
 from edgecomp.parity import corrupted, document, gates, metric_named
 from edgecomp.parity.flips import save_inputs
 from edgecomp.parity.junit import write
+from edgecomp.spec import Data
 
 
 def render(shown: Mapping[str, Any]) -> RenderableType:
@@ -24,6 +25,8 @@ def render(shown: Mapping[str, Any]) -> RenderableType:
     for entry in shown["artifacts"]:
         parts += [Text(f"{Path(entry['path']).name}: {note}") for note in entry["notes"]]
         parts += [Text(line) for line in detail_lines(entry)]
+        if "ladder" in entry:
+            parts += ladder_parts(entry["ladder"])
         parts += [gate_line(entry["path"], gate) for gate in entry["gates"]]
     return Group(*parts)
 
@@ -91,6 +94,28 @@ def figures_cells(entry: Mapping[str, Any]) -> list[str]:
     return [*cells, "" if flips["negative"] is None else f"{flips['negative']}/{flips['positive']}"]
 
 
+def ladder_parts(ladder: Mapping[str, Any]) -> list[RenderableType]:
+    """The rungs, the layers that lose most, and the verdict."""
+    rungs = Table("rung", "metric", "top-1 agreement", "SQNR dB", "flips -/+", "", box=None, pad_edge=False)
+    for rung in ladder["rungs"]:
+        cells = figures_cells(rung)
+        metric = "" if rung["metric"] is None else f"{rung['metric']['artifact']:.4f}"
+        verdict = Text("ok", style="green") if rung["passed"] else Text("FAULT", style="bold red")
+        rungs.add_row(rung["name"], metric, cells[1], cells[2], cells[-1], verdict)
+    layers = Table(
+        "layer", "op", "weights dB", "activations dB", "on own inputs dB", box=None, pad_edge=False
+    )
+    seen = [row for row in ladder["layers"] if row["activation_db"] is not None or row["complaint"]]
+    for row in sorted(seen, key=lambda r: r["activation_db"] or 0.0)[:8]:
+        figures = [number(row[key], ".1f") for key in ("weight_db", "activation_db", "local_db")]
+        layers.add_row(row["module"] or row["node"], row["op"], *figures)
+    blamed = ladder["blamed"]
+    sentence = (
+        "no stage stands out" if blamed is None else f"{blamed['rung']} ({blamed['step']}): {blamed['why']}"
+    )
+    return [Text(), rungs, Text(), layers, Text(sentence, style="bold")]
+
+
 def number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
@@ -129,6 +154,7 @@ def first_manifest(artifacts: Sequence[Path]) -> Any:
 @click.option("--corruption", "corruptions", metavar="NAME|all", multiple=True, help="Repeatable.")
 @click.option("--fgsm", metavar="EPSILON", type=float, help="Adversarial inputs made on the float model.")
 @click.option("--flips", metavar="DIR", type=click.Path(path_type=Path), help="Write inputs of flips here.")
+@click.option("--ladder", is_flag=True, help="Every stage apart; names the first layer that diverges.")
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write gates as JUnit XML.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Use the first N samples only.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
@@ -144,6 +170,7 @@ def command(
     corruptions: tuple[str, ...],
     fgsm: float | None,
     flips: Path | None,
+    ladder: bool,
     junit: Path | None,
     limit: int | None,
     threads: int,
@@ -156,9 +183,10 @@ def command(
     code is 1 when a gate fails.
     """
     from edgecomp.adversarial import FastGradientSign
+    from edgecomp.ladder import climb
     from edgecomp.loading import open_data
-    from edgecomp.models import load_model
     from edgecomp.parity import compare
+    from edgecomp.pipeline_single import Model
     from edgecomp.reference import TorchReference
 
     gates.parse_all(exprs)
@@ -168,7 +196,8 @@ def command(
     task = metric_named.by_name(metric) if metric else None
     told = first_manifest(artifacts)
     source = open_data(data, told.preprocessing if told else None, told.labels if told else None)
-    module = load_model(model, weights)
+    candidate, _ = Model(model, weights).load(Data(evaluation=source))
+    module = candidate.original
     changed = {"fgsm": FastGradientSign(source, module, fgsm)} if fgsm is not None else None
     names = corrupted.names_for(source) if "all" in corruptions else corruptions
     for name in names:
@@ -189,6 +218,9 @@ def command(
         )
         for artifact in artifacts
     ]
+    if ladder:
+        for entry, artifact in zip(entries, artifacts, strict=True):
+            entry["ladder"] = climb(candidate, artifact, source, metric=task, limit=limit)
     if flips is not None:
         for entry in entries:
             entry["flips"]["examples"] = save_inputs(entry["flips"]["examples"], source, flips)

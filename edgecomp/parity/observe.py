@@ -110,14 +110,16 @@ class Observations:
 
 def observe(
     reference: Reference,
-    sessions: Mapping[str, Session],
+    sessions: Mapping[str, Session | Reference],
     source: DataSource,
     *,
     metric: tasks.Metric | None = None,
     batch_size: int = 32,
     limit: int | None = None,
 ) -> Observations:
-    """One pass over the data. `metric` None: the one that fits the shapes, where there are targets.
+    """One pass over the data. `sessions`: opened artifacts, or callables like the reference.
+
+    `metric` None: the one that fits the shapes, where there are targets.
 
     `between`: of each session but the first, its first output against the first session's.
     Raises DataError for data that does not fit, ArtifactError when outputs are not the model's.
@@ -138,7 +140,7 @@ def observe(
             found = run(session, batch.inputs)
             check_outputs(expected, found, session)
             tests[name].add(found, batch.targets, metric)
-            tally = tallies.setdefault(name, [OutputTally(s.name) for s in session.outputs])
+            tally = tallies.setdefault(name, [OutputTally(n) for n in output_names(session, len(found))])
             for t, r, f in zip(tally, expected, found, strict=True):
                 t.add(r, f)
             if first is None:
@@ -167,8 +169,10 @@ def limited(source: DataSource, batch_size: int, limit: int | None) -> Iterator[
         yield Batch(tuple(a[:keep] for a in batch.inputs), targets, batch.rows[:keep])
 
 
-def run(session: Session, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+def run(session: Session | Reference, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Any number of samples through an artifact of fixed batch size: the last slice is filled up."""
+    if callable(session):
+        return [np.asarray(o) for o in session(tuple(inputs))]
     if len(inputs) != len(session.inputs):
         raise DataError(
             f"the data gives {len(inputs)} inputs a sample, the artifact takes {len(session.inputs)} "
@@ -181,11 +185,21 @@ def run(session: Session, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [o[:count] for o in door.run_float(session, inputs)]
 
 
-def check_outputs(expected: Sequence[np.ndarray], found: Sequence[np.ndarray], session: Session) -> None:
+def output_names(session: Session | Reference, count: int) -> list[str]:
+    """The session's own names; a callable's outputs are numbered."""
+    if callable(session):
+        return [f"output_{i}" for i in range(count)]
+    return [s.name for s in session.outputs]
+
+
+def check_outputs(
+    expected: Sequence[np.ndarray], found: Sequence[np.ndarray], session: Session | Reference
+) -> None:
     """Raise ArtifactError when number or shape of the outputs are not the float model's."""
     if [e.shape for e in expected] != [f.shape for f in found]:
         raise ArtifactError(
             f"the artifact gives outputs of shape {[f.shape for f in found]} "
-            f"({', '.join(s.name for s in session.outputs)}), the float model {[e.shape for e in expected]}; "
+            f"({', '.join(output_names(session, len(found)))}), the float model "
+            f"{[e.shape for e in expected]}; "
             "they are not the same model: give the model that the artifact was made from"
         )
