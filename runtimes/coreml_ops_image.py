@@ -139,7 +139,29 @@ def resample(
     return sampled + value
 
 
+def affine(
+    x: Tensor,
+    transform_matrix: Tensor,
+    output_height: Tensor,
+    output_width: Tensor,
+    sampling_mode: str,
+    padding_mode: str,
+    padding_value: Tensor,
+    coordinates_mode: str,
+    align_corners: Tensor,
+) -> Tensor:
+    """x [B, C, H, W] seen through `transform_matrix` [B, 6]: a0, a1, a2, b0, b1, b2 of a 2 x 3 matrix.
+
+    coremltools only writes bilinear sampling, zero padding and coordinates in [-1, 1].
+    """
+    size = [x.shape[0], x.shape[1], int(output_height), int(output_width)]
+    matrix = transform_matrix.reshape(-1, 2, 3).expand(x.shape[0], 2, 3)
+    places = F.affine_grid(matrix, size, bool(align_corners))
+    return resample(x, places, sampling_mode, padding_mode, padding_value, coordinates_mode, align_corners)
+
+
 OPS: Table = {
+    "affine": affine,
     "crop": crop,
     "resample": resample,
     "resize": resize,

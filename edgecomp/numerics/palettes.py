@@ -47,8 +47,8 @@ def fit(
     `values` [groups, n] finite floats; `importance` same shape, not negative (None: all 1), for instance
     the Fisher information of every weight. `dtype`: the type in which a palette is stored; its entries are
     rounded to it and every value takes the nearest. Groups of at most `resolution` values (default
-    512, or 16 * entries) are solved exactly. In larger ones a border between clusters may lie at that many places
-    only, spread over the histogram; Lloyd's algorithm then moves the borders to where they belong.
+    512, or 16 * entries) are solved exactly. In larger ones a border between clusters may lie at that many
+    places only, spread over the histogram; Lloyd's algorithm then moves the borders to where they belong.
 
     Example: fit([[0, 1, 10, 11]], 2) -> lut [[0.5, 10.5]], indices [[0, 0, 1, 1]].
     """
@@ -169,7 +169,7 @@ def _gain(mass: np.ndarray, moment: np.ndarray) -> np.ndarray:
 
 
 def _solve(mass: np.ndarray, moment: np.ndarray, entries: int) -> np.ndarray:
-    """Borders [groups, entries + 1] of the best intervals: number k holds points border[k] .. border[k+1] - 1.
+    """Borders [groups, entries + 1] of the best intervals; k holds the points border[k] .. border[k+1] - 1.
 
     `mass`, `moment` [groups, columns]: prefix sums that start with 0; borders are columns of theirs.
     """
