@@ -41,8 +41,10 @@ class Arrays(IndexedSource):
         self.preprocessing = preprocessing
         if not self.path.is_file():
             raise DataError(f"no file at {self.path}; expected an .npz or .npy file")
+        self.targets: npy.RowReader | None = None
+        self.metadata: dict[str, np.ndarray] = {}
         if self.path.suffix == ".npy":
-            self.inputs, self.targets, self.metadata = [npy.RowReader(self.path)], None, {}
+            self.inputs = [npy.RowReader(self.path)]
             self.labels = labels or ()
         else:
             self._open_archive(labels)
@@ -131,7 +133,7 @@ def _all(reader: npy.RowReader) -> np.ndarray:
 
 
 def _input_names(path: Path, found: dict[str, str]) -> list[str]:
-    numbered = []
+    numbered: list[str] = []
     while f"inputs_{len(numbered)}" in found:
         numbered.append(f"inputs_{len(numbered)}")
     if numbered:

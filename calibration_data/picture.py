@@ -56,10 +56,10 @@ def normalize(pixels: np.ndarray, how: Preprocessing) -> np.ndarray:
             )
     mean = np.asarray(how.mean, dtype=np.float32)
     std = np.asarray(how.std, dtype=np.float32)
-    values = (pixels.astype(np.float32) * np.float32(how.rescale) - mean) / std
+    scaled = (pixels.astype(np.float32) * np.float32(how.rescale) - mean) / std
     if how.layout == "NCHW":
-        values = values.transpose(2, 0, 1)
-    return np.ascontiguousarray(values).astype(how.dtype)
+        scaled = scaled.transpose(2, 0, 1)
+    return np.ascontiguousarray(scaled).astype(how.dtype)
 
 
 def resized(picture: Image.Image, how: Preprocessing) -> Image.Image:

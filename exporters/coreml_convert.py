@@ -80,7 +80,7 @@ def unsupported(module: nn.Module, example: tuple[Tensor, ...]) -> list[Problem]
         graph = trace(module, example).inlined_graph
     except Exception as error:
         return [Problem("torch.jit.trace", "", f"the module cannot be traced: {_first_line(error)}")]
-    found = {}
+    found: dict[tuple[str, str], Problem] = {}
     for node in graph.nodes():
         kind = node.kind()
         if kind.startswith("prim::") or converter_of(kind) is not None:

@@ -87,6 +87,10 @@ class Program:
         for operation in block.operations:
             if operation.type == "const":
                 (value,) = operation.inputs["val"]
+                if isinstance(value, Name):
+                    raise ArtifactError(
+                        f"constant {operation.name!r} refers to {value.value!r} for its value"
+                    )
                 self._constants[operation.outputs[0][0]] = self._hold(value, operation.outputs[0][1])
             elif operation.type.startswith("constexpr_"):
                 self._decode(operation)

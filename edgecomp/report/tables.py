@@ -10,7 +10,7 @@ from typing import Any, Literal
 from edgecomp.report import figures
 from edgecomp.report.figures import MISSING, at
 
-_EMPTY = (None, "", [], (), {})
+_EMPTY: tuple[Any, ...] = (None, "", [], (), {})
 Tone = Literal["", "good", "bad", "faint"]
 
 
