@@ -45,7 +45,7 @@ LIBRARIES = {
     "exporters/coreml": {"coremltools", "google"},
     "runtimes": {"numpy"},
     "runtimes/litert": {"ai_edge_litert", "flatbuffers", "tflite_runtime", "tensorflow"},
-    "runtimes/onnxruntime": {"onnxruntime"},
+    "runtimes/onnxruntime": {"onnxruntime", "onnx"},
     "runtimes/coreml": {"coremltools", "google", "torch"},
     "devices": {"numpy", "platformdirs"},
     "devices/ssh": {"paramiko"},
