@@ -37,7 +37,7 @@ lint: $(TEST)
 
 # The emulated Arm device; says why and goes on where it cannot be built.
 lab: $(TEST)
-	$(BIN)/python tests/lab/build.py
+	$(BIN)/python tests/lab/lab_build.py
 
 clean:
 	rm -rf build dist *.egg-info

@@ -532,13 +532,25 @@ def sustain(model: Any, options: argparse.Namespace, emit: Emit) -> None:
 
 
 def marked(model: Any, runs: int, emit: Emit) -> None:
-    """Runs between two marks that an instruction-counting emulator sees; one run before them warms up."""
+    """Runs between two marks that an instruction-counting emulator sees.
+
+    Before them: two runs that warm up, and two marks with nothing between, which tell what marking costs.
+    """
     libc = ctypes.CDLL(None)
+
+    def mark(tag: int) -> None:
+        libc.prctl(ctypes.c_long(MARK), ctypes.c_ulong(tag), 0, 0, 0)
+
     model.step()
-    for index in range(runs):
-        libc.prctl(ctypes.c_long(MARK), ctypes.c_ulong(2 * index + 1), 0, 0, 0)
+    model.step()
+    gc.disable()
+    mark(1)
+    mark(2)
+    for index in range(1, runs + 1):
+        mark(2 * index + 1)
         model.step()
-        libc.prctl(ctypes.c_long(MARK), ctypes.c_ulong(2 * index + 2), 0, 0, 0)
+        mark(2 * index + 2)
+    gc.enable()
     emit("mark", runs=runs)
 
 

@@ -112,8 +112,7 @@ def call_agent(
     events: list[Event] = []
 
     def take(line: str) -> None:
-        event = _event(line)
-        if event:
+        for event in event_of(line):
             events.append(event)
             if progress:
                 progress(str(event["event"]))
@@ -122,12 +121,13 @@ def call_agent(
     return events, device.run(argv, timeout_s, on_line=take)
 
 
-def _event(line: str) -> Event | None:
+def event_of(line: str) -> list[Event]:
+    """The event that a line holds; none for any other line."""
     try:
         found = json.loads(line)
     except ValueError:
-        return None
-    return found if isinstance(found, dict) and "event" in found else None
+        return []
+    return [found] if isinstance(found, dict) and "event" in found else []
 
 
 def check(device: Transport, artifact: Path, events: Sequence[Event], result: CommandResult) -> None:

@@ -62,9 +62,8 @@ class SshDevice:
     def from_settings(cls, name: str, settings: Mapping[str, Any]) -> Self:
         """A device from its entry in the inventory. Raises InputError when it has no usable address."""
         login = Login.parse(str(settings.get("address", "")))
-        places = {
-            key: str(settings[key]) for key in ("key", "jump", "known_hosts", "accept") if key in settings
-        }
+        names = ("key", "jump", "known_hosts", "accept")
+        places: dict[str, Any] = {key: str(settings[key]) for key in names if key in settings}
         return cls(
             name,
             replace(login, **places),

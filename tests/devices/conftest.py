@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import write_onnx, write_tflite
+from tiny_artifacts import write_onnx, write_tflite
 
 
 @pytest.fixture(scope="session")

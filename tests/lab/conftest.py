@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import machine
+import lab_build as build
+import lab_machine as machine
 import pytest
 
-import build
 from edgecomp.devices.ssh import SshDevice
 from edgecomp.devices.ssh_connect import Login
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import machine
+import lab_machine as machine
 import paramiko
 import pytest
 

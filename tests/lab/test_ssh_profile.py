@@ -9,18 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import machine
+import lab_build as build
+import lab_machine as machine
 import pytest
 from click.testing import CliRunner
 
-import build
 from edgecomp.cli import devices as devices_command
 from edgecomp.cli import profile as profile_command
 from edgecomp.devices import checkup, faults, profiler
 from edgecomp.devices.ssh import SshDevice
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "devices"))
-from tiny import write_onnx, write_tflite
+from tiny_artifacts import write_onnx, write_tflite
 
 Make = Callable[..., SshDevice]
 BARE = "python3 -S"  # does not see the runtimes that the root has

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import build
+import lab_build as build
 
 _ENTER = """
 set -e

@@ -1,6 +1,6 @@
 """Build the emulated Arm device of the tests: an arm64 Debian root, wheels, an identity, a QEMU plugin.
 
-    python tests/lab/build.py            # once; again it only checks
+    python tests/lab/lab_build.py            # once; again it only checks
 
 Needs root on Debian or Ubuntu; says why and does nothing elsewhere. The result is cached outside the
 checkout, in $EDGECOMP_LAB or /var/cache/edgecomp-lab (about 450 MB; some two minutes the first time). System

@@ -1,0 +1,118 @@
+"""An arm64 root under qemu-aarch64 on this machine: runs artifacts on any Arm core and counts instructions.
+
+The count is exact and the same on every host, so it can be a gate where times are noise. It is not a time:
+a core may need one cycle or a hundred for an instruction. Counting needs the dynamically linked
+qemu-aarch64 (Debian: qemu-user) and a plugin that prints `mark TAG COUNT` (tests/lab/count.c).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from edgecomp.devices import host
+from edgecomp.devices.faults import OutputFormError
+from edgecomp.devices.host import Request
+from edgecomp.devices.local import LocalDevice
+from edgecomp.errors import InputError, MissingError
+
+# Runs between marks. The first one after the warm-up may still fill caches of the runtime.
+_RUNS = 3
+
+
+class QemuDevice(LocalDevice):
+    """`root`: an arm64 system with Python, NumPy and a runtime. `cpu`: a name of `qemu-aarch64 -cpu help`."""
+
+    kind = "qemu"
+    SETTINGS: ClassVar[dict[str, type]] = {"root": str, "cpu": str, "plugin": str, "path": str}
+
+    def __init__(
+        self, name: str, root: Path, *, cpu: str = "cortex-a72", plugin: Path | None = None, path: str = ""
+    ) -> None:
+        super().__init__(name)
+        self.root = root
+        self.cpu = cpu
+        self.plugin = plugin
+        self.path = path
+        if not (root / "usr/bin/python3").exists():
+            raise InputError(f"no arm64 system with Python at {root}; expected its usr/bin/python3")
+        if shutil.which("qemu-aarch64") is None:
+            raise MissingError("kind qemu needs qemu-aarch64, which is not here: apt-get install qemu-user")
+
+    @classmethod
+    def from_settings(cls, name: str, settings: Mapping[str, Any]) -> QemuDevice:
+        plugin = settings.get("plugin")
+        return cls(
+            name,
+            Path(str(settings.get("root", ""))),
+            cpu=str(settings.get("cpu", "cortex-a72")),
+            plugin=Path(str(plugin)) if plugin else None,
+            path=str(settings.get("path", "")),
+        )
+
+    def python(self) -> tuple[str, ...]:
+        return self._python()
+
+    def _python(self, *options: str) -> tuple[str, ...]:
+        """Python of the root. QEMU looks for absolute paths below the root first, then on this machine."""
+        settings = [f"QEMU_CPU={self.cpu}", "PYTHONHOME=/usr", f"PYTHONPATH={self.path}"]
+        binary = str(self.root / "usr/bin/python3")
+        return ("env", *settings, "qemu-aarch64", "-L", str(self.root), *options, binary)
+
+    def probe(self) -> dict[str, Any]:
+        """The root's runtimes; the rest is what is emulated, not this machine's."""
+        found = super().probe()
+        return found | {
+            "model": f"qemu-aarch64 {self.cpu}",
+            "soc": self.cpu,
+            "isa": "aarch64",
+            "isa_features": [],
+            "os": "Linux (qemu-user)",
+            "governor": None,
+            "temperatures": [],
+            "emulated": True,
+        }
+
+    def instructions(self, request: Request) -> int:
+        """Instructions of one inference: the median of three runs, one thread, after a warm-up run.
+
+        Raises InputError when no plugin is given, OutputFormError when it counted nothing.
+        """
+        if self.plugin is None or not self.plugin.exists():
+            raise InputError(
+                f"device {self.name!r} has no counting plugin ({self.plugin}); build tests/lab/count.c and "
+                "name it with --set plugin=PATH"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "counts"
+            plugin = ("-plugin", f"{self.plugin},out={out}")
+            model = str(request.artifact.resolve())
+            inputs = ["--inputs", str(request.inputs.resolve())] if request.inputs else []
+            choice = ["--runtime", request.runtime, "--accelerator", request.accelerator]
+            words = ["profile", model, "--marks", str(_RUNS), *choice, *inputs]
+            # Addresses and hash seeds would change which branches Python and the allocator take.
+            fixed = ["setarch", "-R"] if shutil.which("setarch") else []
+            python = [*fixed, *self._python("-seed", "1", *plugin)]
+            argv = [*host.environment(1), "PYTHONHASHSEED=0", *python, str(host.AGENT), *words]
+            events: list[host.Event] = []
+            result = self.run(argv, request.timeout_s, lambda line: events.extend(host.event_of(line)))
+            host.check(self, request.artifact, events, result)
+            text = out.read_text() if out.exists() else ""
+        return counted(text)
+
+
+def counted(text: str) -> int:
+    """Median of the instructions between marks 3 and 4, 5 and 6, ... less those between 1 and 2.
+
+    Nothing runs between the first two: that is what marking costs. Raises OutputFormError.
+    """
+    marks = {int(tag): int(count) for tag, count in re.findall(r"^mark (\d+) (\d+)$", text, re.M)}
+    runs = [marks[tag + 1] - marks[tag] for tag in sorted(marks) if tag % 2 and tag + 1 in marks]
+    if len(runs) < 2:
+        raise OutputFormError("the instruction-counting plugin", text)
+    return int(statistics.median(runs[1:])) - runs[0]
