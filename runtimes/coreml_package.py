@@ -18,6 +18,18 @@ from edgecomp.spec import TensorSpec
 
 Constant = np.ndarray | str | list[Any]
 
+DAMAGE = (
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    StopIteration,
+)
+"""What a file that was changed makes parsers raise; readers turn it into ArtifactError."""
+
 # ArrayFeatureType.ArrayDataType: 0x10000 | bits for floats, 0x20000 | bits for integers.
 _DOOR_DTYPES = {65568: "float32", 65600: "float64", 65552: "float16", 131104: "int32", 131080: "int8"}
 
@@ -84,9 +96,18 @@ def read(path: Path) -> Package:
     if model.WhichOneof("Type") != "mlProgram":
         kind = model.WhichOneof("Type") or "nothing"
         raise ArtifactError(f"{path} holds {kind}; expected an ML program (convert_to='mlprogram')")
+    try:
+        package = _package(path, model, model_file.parent)
+    except DAMAGE as error:
+        raise ArtifactError(f"{path} is damaged ({error!r}); export the model again") from error
+    _check_names(package)
+    return package
+
+
+def _package(path: Path, model: Any, folder: Path) -> Package:
     function = _main_function(path, model)
     description = model.description
-    main = _block(next(iter(function.block_specializations.values())), _Weights(model_file.parent))
+    main = _block(next(iter(function.block_specializations.values())), _Weights(folder))
     types = {i.name: type_of(i.type) for i in function.inputs}
     computed = {name: found for o in main.operations for name, found in o.outputs}
     return Package(
@@ -98,6 +119,30 @@ def read(path: Path) -> Package:
         input_types=types,
         metadata=dict(description.metadata.userDefined),
     )
+
+
+def _check_names(package: Package) -> None:
+    """Raise ArtifactError when the program reads a value that nothing before it defines."""
+    known = set(package.input_types)
+    missing = [s.name for s in package.inputs if s.name not in known]
+    missing += _undefined(package.main, known)
+    missing += [s.name for s in package.outputs if s.name not in package.main.outputs]
+    if missing:
+        raise ArtifactError(
+            f"{package.path} is damaged: nothing defines {', '.join(map(repr, missing[:5]))}; export it again"
+        )
+
+
+def _undefined(block: Block, known: set[str]) -> list[str]:
+    defined = known | set(block.inputs)
+    missing = []
+    for operation in block.operations:
+        read = [b.value for bindings in operation.inputs.values() for b in bindings if isinstance(b, Name)]
+        missing += [name for name in read if name not in defined]
+        for inner in operation.blocks:
+            missing += _undefined(inner, defined)
+        defined |= {name for name, _ in operation.outputs}
+    return missing + [name for name in block.outputs if name not in defined]
 
 
 def _model_file(path: Path) -> Path:

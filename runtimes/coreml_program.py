@@ -18,7 +18,7 @@ from torch import Tensor
 from edgecomp.errors import ArtifactError
 from edgecomp.runtimes import coreml_constexpr
 from edgecomp.runtimes.coreml_ops import OPS, TUPLE_PARAMETERS
-from edgecomp.runtimes.coreml_package import Block, Constant, Name, Operation, Package
+from edgecomp.runtimes.coreml_package import DAMAGE, Block, Constant, Name, Operation, Package
 from edgecomp.runtimes.coreml_values import Type
 
 Value = Any
@@ -58,7 +58,10 @@ class Program:
         self._rounds = rounds
         self._constants: dict[str, Value] = {}
         self._decoded: dict[str, np.ndarray] = {}
-        self._main = self._prepare(package.main)
+        try:
+            self._main = self._prepare(package.main)
+        except DAMAGE as error:
+            raise ArtifactError(f"{package.path} is damaged ({error!r}); export the model again") from error
         self._last_use = _last_uses(package.main)
         self.states: dict[str, Tensor] = {}
         self.reset_states()
@@ -103,7 +106,7 @@ class Program:
         arguments = {k: self._raw(v[0]) for k, v in operation.inputs.items()}
         try:
             result = coreml_constexpr.OPS[operation.type](**arguments)
-        except (TypeError, ValueError, IndexError, KeyError) as error:
+        except DAMAGE as error:
             raise ArtifactError(
                 f"the compressed weight {operation.name!r} ({operation.type}) cannot be decoded: {error}"
             ) from error
@@ -174,10 +177,16 @@ class Program:
         self, block: _Steps, values: dict[str, Value], last_use: Mapping[int, Sequence[str]] | None
     ) -> None:
         for step in block.steps:
-            results = self._run_step(step, values)
-            for (name, found), result in zip(step.operation.outputs, results, strict=True):
-                values[name] = self._settle(result, found)
-            for name in last_use.get(id(step.operation), ()) if last_use else ():
+            operation = step.operation
+            try:
+                results = self._run_step(step, values)
+                for (name, found), result in zip(operation.outputs, results, strict=True):
+                    values[name] = self._settle(result, found)
+            except (RuntimeError, *DAMAGE) as error:
+                raise ArtifactError(
+                    f"operation {operation.name!r} ({operation.type}) of the program cannot run: {error}"
+                ) from error
+            for name in last_use.get(id(operation), ()) if last_use else ():
                 values.pop(name, None)
 
     def _run_step(self, step: _Step, values: dict[str, Value]) -> Sequence[Value]:
@@ -187,15 +196,9 @@ class Program:
                 arguments[parameter] = [self._look_up(n, values) for n in name]
             elif name not in self.states:
                 arguments[parameter] = self._look_up(name, values)
-        operation = step.operation
-        if operation.type in _CONTROL:
+        if step.operation.type in _CONTROL:
             return self._run_control(step, arguments, values)
-        try:
-            result = step.function(**arguments)
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
-            raise ArtifactError(
-                f"operation {operation.name!r} ({operation.type}) of the program cannot run: {error}"
-            ) from error
+        result = step.function(**arguments)
         return result if isinstance(result, tuple | list) else (result,)
 
     def _run_control(

@@ -102,6 +102,8 @@ def _from_message(tensor: Any, found: Type) -> np.ndarray | str:
         return str(tensor.strings.values[0]) if not found.shape else list(tensor.strings.values)  # type: ignore[return-value]
     if field == "bytes":
         return _from_bytes(tensor.bytes.values, found)
+    if field is None and found.count:
+        raise ArtifactError(f"a constant of shape {found.shape} holds no values; the file is damaged")
     if field is None:
         return np.zeros(found.shape, _numpy(found.dtype))
     values = np.array(getattr(tensor, field).values, dtype=_numpy(found.dtype))
