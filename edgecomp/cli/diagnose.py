@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from rich.text import Text
 
 from edgecomp import manifest, registry
 from edgecomp.cli.common import data_option, json_option, model_argument, show
-from edgecomp.errors import DataError, InputError
+from edgecomp.errors import DataError
 from edgecomp.parity.diagnose import SAMPLES, Case, contract_differences, diagnose
 from edgecomp.parity.observe import run
-from edgecomp.spec import Artifact, Preprocessing
+from edgecomp.spec import Artifact
 
 
 def render(shown: Mapping[str, Any]) -> RenderableType:
@@ -52,19 +51,6 @@ def read_observed(path: Path, count: int) -> tuple[np.ndarray, ...]:
     return tuple(a[:count].astype(np.float32) for a in arrays)
 
 
-def read_preprocessing(path: Path | None) -> Preprocessing | None:
-    if path is None:
-        return None
-    try:
-        facts = json.loads(path.read_text())
-        return Preprocessing.from_json(facts.get("preprocessing", facts))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} does not hold a preprocessing ({error}); expected JSON with keys such as size, "
-            "mean, std, or a manifest"
-        ) from error
-
-
 @click.command("diagnose")
 @model_argument
 @click.argument("artifact", metavar="ARTIFACT", type=click.Path(path_type=Path))
@@ -79,7 +65,7 @@ def read_preprocessing(path: Path | None) -> Preprocessing | None:
     "--preprocessing",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="What the float model takes, as JSON; default: what the artifact's manifest says.",
+    help="What the float model takes, as YAML or JSON; default: what the artifact's manifest says.",
 )
 @click.option("--weights", metavar="FILE", type=click.Path(path_type=Path), help="State dict of MODEL.")
 @click.option("--samples", default=SAMPLES, show_default=True, type=click.IntRange(min=1))
@@ -101,10 +87,13 @@ def command(
     """
     from edgecomp.loading import open_data
     from edgecomp.models import load_model
+    from edgecomp.pipeline_single import read_preprocessing
     from edgecomp.reference import TorchReference
 
     told: Artifact | None = manifest.read(artifact) if manifest.path_of(artifact).exists() else None
-    how = read_preprocessing(preprocessing) or (told.preprocessing if told else None)
+    how = (read_preprocessing(preprocessing) if preprocessing else None) or (
+        told.preprocessing if told else None
+    )
     source = open_data(data, how)
     how = how or source.preprocessing
     batch = next(iter(source.batches(min(samples, len(source)))))
