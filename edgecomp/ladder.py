@@ -6,7 +6,7 @@ float -> batch norms folded -> compressed -> fake-quantized -> exported, referen
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from edgecomp.graph.fake_quant import fake_quantize
 from edgecomp.graph.interpret import watch
 from edgecomp.ladder_local import LayerTally, samples_of
 from edgecomp.numerics import metrics
+from edgecomp.on_device import OnDevice
 from edgecomp.parity.entry import NOTABLE_DB, check_labels, figures
 from edgecomp.parity.metric import Metric
 from edgecomp.parity.observe import Observations, observe
@@ -44,6 +45,8 @@ STEP_OF = {
 # An artifact whose layers cannot be seen must agree with its plan to this, end to end.
 END_TO_END_DB = 15.0
 FLOAT_STEPS = {"quantize"}
+# Samples sent to a device at once.
+DEVICE_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -79,19 +82,19 @@ def climb(
     metric: Metric | None = None,
     limit: int | None = None,
     layer_samples: int = LAYER_SAMPLES,
-    devices: Mapping[str, Callable[[tuple[np.ndarray, ...]], Sequence[np.ndarray]]] | None = None,
+    devices: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Run every rung over the data. Returns `rungs[]`, `layers[]` and `blamed` (None when all is well).
 
-    `candidate`: what the artifact was exported from; its `original` is the float model. `devices`: further
-    rungs, each a callable from inputs to outputs on that machine.
+    `candidate`: what the artifact was exported from; its `original` is the float model. `devices`: opened
+    devices that run the artifact too, a rung each.
     Raises ModelError for a candidate without its float original, DataError, and ArtifactError.
     """
     if candidate.original is None:
         raise ModelError("the ladder needs the float original of the candidate; load it with its checkpoint")
     stages = prepare(candidate, source, layer_samples)
     add_artifact(stages, Path(artifact_path), source)
-    stages.models |= devices or {}
+    stages.models |= device_rungs(stages, Path(artifact_path), devices)
     names = [n for n in stages.models if n != FLOAT]
     seen = observe(
         stages.models[FLOAT],
@@ -99,10 +102,11 @@ def climb(
         source,
         metric=metric,
         limit=limit,
+        batch_size=DEVICE_BATCH if devices else 32,
     )
     rungs = [rung_facts(seen, n) for n in names]
     blames = [*check_fold(stages), *check_plan(stages), *stages.blames, *check_export(stages, seen, rungs)]
-    blames += check_deploy(rungs, devices or {})
+    blames += check_deploy(rungs, [d.name for d in devices])
     ranked = sorted(blames, key=lambda b: rank(b.rung, names))
     for rung in rungs:
         mine = [b for b in ranked if b.rung == rung["name"]]
@@ -152,6 +156,13 @@ def add_artifact(stages: Stages, path: Path, source: DataSource) -> None:
         except ArtifactError as error:
             node, module = named_in(str(error), stages.graph)
             stages.blames.append(Blame(name, STEP_OF[name], str(error), node, module, False))
+
+
+def device_rungs(stages: Stages, path: Path, devices: Sequence[Any]) -> dict[str, Any]:
+    session = stages.models.get(DEPLOYED) or stages.models.get(EXPORTED)
+    if session is None:
+        return {}
+    return {d.name: OnDevice(d, path, session) for d in devices}
 
 
 def named_in(message: str, graph: GraphModule) -> tuple[str | None, str | None]:
@@ -258,7 +269,7 @@ def check_export(stages: Stages, seen: Observations, rungs: Sequence[dict[str, A
     return []
 
 
-def check_deploy(rungs: Sequence[dict[str, Any]], devices: Mapping[str, Any]) -> list[Blame]:
+def check_deploy(rungs: Sequence[dict[str, Any]], devices: Sequence[str]) -> list[Blame]:
     """Kernels that lose much against the reference kernels of the same file."""
     by_name = {r["name"]: r for r in rungs}
     exported = by_name.get(EXPORTED)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from edgecomp import files, manifest
 from edgecomp.cli.common import data_option, json_option, model_argument, show
-from edgecomp.errors import GateFailed
+from edgecomp.errors import GateFailed, InputError
 from edgecomp.parity import corrupted, document, gates, metric_named
 from edgecomp.parity.flips import save_inputs
 from edgecomp.parity.junit import write
@@ -155,6 +155,7 @@ def first_manifest(artifacts: Sequence[Path]) -> Any:
 @click.option("--fgsm", metavar="EPSILON", type=float, help="Adversarial inputs made on the float model.")
 @click.option("--flips", metavar="DIR", type=click.Path(path_type=Path), help="Write inputs of flips here.")
 @click.option("--ladder", is_flag=True, help="Every stage apart; names the first layer that diverges.")
+@click.option("--device", "devices", metavar="NAME", multiple=True, help="A rung of --ladder; repeatable.")
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write gates as JUnit XML.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Use the first N samples only.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
@@ -171,6 +172,7 @@ def command(
     fgsm: float | None,
     flips: Path | None,
     ladder: bool,
+    devices: tuple[str, ...],
     junit: Path | None,
     limit: int | None,
     threads: int,
@@ -186,10 +188,13 @@ def command(
     from edgecomp.ladder import climb
     from edgecomp.loading import open_data
     from edgecomp.parity import compare
+    from edgecomp.pipeline_export import open_devices
     from edgecomp.pipeline_single import Model
     from edgecomp.reference import TorchReference
 
     gates.parse_all(exprs)
+    if devices and not ladder:
+        raise InputError(f"--device {devices[0]} is a rung of the ladder; add --ladder")
     for path in (flips, junit.parent if junit else None):
         if path is not None:
             files.check_writable(path)
@@ -219,8 +224,9 @@ def command(
         for artifact in artifacts
     ]
     if ladder:
+        opened = open_devices(devices)
         for entry, artifact in zip(entries, artifacts, strict=True):
-            entry["ladder"] = climb(candidate, artifact, source, metric=task, limit=limit)
+            entry["ladder"] = climb(candidate, artifact, source, metric=task, limit=limit, devices=opened)
     if flips is not None:
         for entry in entries:
             entry["flips"]["examples"] = save_inputs(entry["flips"]["examples"], source, flips)

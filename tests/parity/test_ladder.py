@@ -12,7 +12,9 @@ from click.testing import CliRunner
 from edgecomp import checkpoint, ladder, ladder_local, ladder_stages
 from edgecomp.calibration_data.sample import fashion_test
 from edgecomp.cli import main
-from edgecomp.errors import ArtifactError, ModelError
+from edgecomp.devices.fake import FakeDevice
+from edgecomp.devices.local import LocalDevice
+from edgecomp.errors import ArtifactError, DeviceError, ModelError
 from edgecomp.exporters.onnx import OnnxExporter
 
 SAMPLES = 64
@@ -86,13 +88,29 @@ def test_an_integer_file_without_its_plan_is_judged_by_its_noise(sound, tmp_path
 
 
 def test_a_device_that_computes_otherwise_is_a_rung(sound):
-    def device(inputs):
-        rng = np.random.default_rng(0)
-        return [rng.dirichlet(np.ones(10), len(inputs[0])).astype(np.float32)]
+    class Phone(LocalDevice):
+        def pull(self, source, destination):
+            rng = np.random.default_rng(0)
+            with np.load(source) as found:
+                changed = {n: rng.integers(-128, 128, found[n].shape, dtype=np.int8) for n in found.files}
+            np.savez(destination, **changed)
 
-    report = ladder.climb(*sound, fashion_test(), limit=SAMPLES, devices={"phone": device})
+    report = ladder.climb(*sound, fashion_test(), limit=SAMPLES, devices=[Phone("phone")])
     assert report["rungs"][-1]["name"] == "phone" and not report["rungs"][-1]["passed"]
     assert report["blamed"]["rung"] == "phone" and not report["blamed"]["sure"]
+
+
+def test_this_machine_as_a_device_repeats_the_deploy_kernels(sound):
+    report = ladder.climb(*sound, fashion_test(), limit=SAMPLES, devices=[LocalDevice("here")])
+    rungs = {r["name"]: r for r in report["rungs"]}
+    assert report["blamed"] is None
+    assert rungs["here"]["sqnr_db"] == pytest.approx(rungs["deploy kernels"]["sqnr_db"], abs=1e-9)
+
+
+def test_a_device_that_refuses_says_why(sound):
+    device = FakeDevice(name="board", exit_code=3, events=[{"event": "refused", "message": "no runtime"}])
+    with pytest.raises(DeviceError, match=r"device 'board' did not run net\.tflite .*no runtime"):
+        ladder.climb(*sound, fashion_test(), limit=4, devices=[device])
 
 
 def test_what_cannot_be_climbed(sound, tmp_path):
