@@ -269,3 +269,15 @@ def test_a_killed_run_resumes(folder: Path) -> None:
 def test_every_error_is_ours(folder: Path) -> None:
     with pytest.raises(EdgecompError):
         pipeline.run(read(folder / "recipe.yaml"), folder / "net.py")
+
+
+def test_init_writes_a_recipe_that_holds(folder: Path) -> None:
+    words = ("--train", "train.npz", "--data", "test.npz", "--out", "made.yaml")
+    done = call("init", "net.py:build", *words)
+    assert done.exit_code == 0, done.output
+    text = (folder / "made.yaml").read_text()
+    assert "# The model is convolutional: 2,707 parameters" in text
+    found = read(folder / "made.yaml").recipe
+    assert [s.name for s in found.steps] == ["quantize"] and found.data.calibration is not None
+    again = call("init", "net.py:build", *words)
+    assert again.exit_code == 2 and "exists already" in again.stderr
