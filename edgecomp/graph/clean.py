@@ -103,15 +103,11 @@ def _clamp(graph_module: GraphModule, node: Node) -> None:
     high = node.args[2] if len(node.args) > 2 else node.kwargs.get("max", None)
     if node.target is aten.hardtanh.default and len(node.args) == 1:
         low, high = -1.0, 1.0
-    if (
-        isinstance(node.args[0], Node)
-        and node.args[0].target is aten.clamp.default
-        and len(node.args[0].users) == 1
-    ):
-        inner = node.args[0].args
-        low = inner[1] if low is None else low
-        high = (inner[2] if len(inner) > 2 else None) if high is None else high
-        node.update_arg(0, inner[0])
+    if isinstance(node.args[0], Node) and len(node.args[0].users) == 1:
+        inner = _bounds(node.args[0])
+        if inner is not None:
+            low, high = _composed(inner, (low, high))
+            node.update_arg(0, node.args[0].args[0])
     node.kwargs = {}
     if (low, high) == (0, 6):
         node.target, node.args = aten.relu6.default, (node.args[0],)
@@ -119,6 +115,27 @@ def _clamp(graph_module: GraphModule, node: Node) -> None:
         node.target, node.args = aten.relu.default, (node.args[0],)
     else:
         node.target, node.args = aten.clamp.default, (node.args[0], low, high)
+
+
+def _bounds(node: Node) -> tuple[Any, Any] | None:
+    """Limits of a clamp that has its canonical form already, else None."""
+    if node.target is aten.relu.default:
+        return 0, None
+    if node.target is aten.relu6.default:
+        return 0, 6
+    return (node.args[1], node.args[2]) if node.target is aten.clamp.default else None  # type: ignore[return-value]
+
+
+def _composed(inner: tuple[Any, Any], outer: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Limits of outer(inner(x)): the inner limits, themselves clamped by the outer ones."""
+    low, high = outer
+    limits = []
+    for limit, missing in zip(inner, outer, strict=True):
+        if limit is not None:
+            limit = limit if low is None else max(limit, low)
+            limit = limit if high is None else min(limit, high)
+        limits.append(missing if limit is None else limit)
+    return limits[0], limits[1]
 
 
 def _relu6(graph_module: GraphModule, node: Node) -> None:
@@ -208,8 +225,11 @@ _REWRITES: dict[Any, Callable[[GraphModule, Node], None]] = {
 
 
 def drop_no_ops(graph_module: GraphModule) -> None:
-    """Remove copies, casts to the same dtype, and views that keep the shape."""
+    """Remove copies, casts to the same dtype, views that keep the shape, and checks of dtypes."""
     for node in calls(graph_module):
+        if node.target is aten._assert_tensor_metadata.default:
+            graph_module.graph.erase_node(node)
+            continue
         source = node.args[0] if node.args else None
         if isinstance(source, Node) and _is_no_op(node, source):
             node.replace_all_uses_with(source)

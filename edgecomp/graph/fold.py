@@ -81,6 +81,9 @@ def _fold_batch_norm(graph_module: GraphModule, node: Node, arguments: Sequence[
 
 
 def _takes_scale(layer: Node) -> bool:
+    """A linear layer of more than two dimensions has its channels last; the normalization's are axis 1."""
+    if layer.target is aten.linear.default and layer.meta["val"].dim() != 2:
+        return False
     return layer.target in WEIGHTED and len(layer.users) == 1 and constants.is_constant(layer.args[1])
 
 
