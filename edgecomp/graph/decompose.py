@@ -119,7 +119,7 @@ def _attention(
         allowed = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
         attn_mask = allowed if attn_mask is None else attn_mask
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = torch.where(attn_mask, scores, torch.tensor(float("-inf")))
+        scores = scores.masked_fill(~attn_mask, -math.inf)
     elif attn_mask is not None:
         scores = scores + attn_mask
     return torch.softmax(scores, -1) @ value
