@@ -15,6 +15,7 @@ from onnx import TensorProto
 from torch import Tensor
 from torch.fx import Node
 
+from edgecomp.errors import UnsupportedOpError
 from edgecomp.exporters.onnx_graph import Builder, Lower
 
 aten = torch.ops.aten
@@ -133,9 +134,19 @@ def clip(b: Builder, node: Node) -> str:
 
 @lowers(aten.leaky_relu.default, aten.elu.default)
 def sloped(b: Builder, node: Node) -> str:
+    """`elu(x, alpha, scale, input_scale)` is Selu's parent: PyTorch's selu arrives as elu with a scale."""
     leaky = node.target is aten.leaky_relu.default
-    alpha = float(argument(node, 1, 0.01 if leaky else 1.0))
-    return b.op("LeakyRelu" if leaky else "Elu", [b.take(node.args[0])], alpha=alpha)
+    alpha = float(argument(node, 1, 0.01 if leaky else 1.0, "negative_slope" if leaky else "alpha"))
+    if leaky:
+        return b.op("LeakyRelu", [b.take(node.args[0])], alpha=alpha)
+    scale, input_scale = (float(argument(node, i, 1.0, k)) for i, k in ((2, "scale"), (3, "input_scale")))
+    if input_scale != 1.0:
+        raise UnsupportedOpError(
+            f"elu at {node.meta.get('module')!r} has input_scale {input_scale}; expected 1 (celu with "
+            "alpha 1, elu or selu)"
+        )
+    value = b.op("Elu", [b.take(node.args[0])], alpha=alpha)
+    return value if scale == 1.0 else b.op("Mul", [value, b.constant(scale, np.float32)])
 
 
 @lowers(aten.gelu.default)
@@ -219,11 +230,15 @@ def max_pool(b: Builder, node: Node) -> str:
 def average_pool(b: Builder, node: Node) -> str:
     kernel = pair(node.args[1])
     stride = pair(argument(node, 2) or kernel)
-    return b.op(
+    divisor = argument(node, 6)
+    pooled = b.op(
         "AveragePool", [b.take(node.args[0])], kernel_shape=kernel, strides=stride,
         pads=pair(argument(node, 3, 0)) * 2, ceil_mode=int(argument(node, 4, False)),
-        count_include_pad=int(argument(node, 5, True)),
+        count_include_pad=int(argument(node, 5, True) or divisor is not None),
     )  # fmt: skip
+    if divisor is None:
+        return pooled
+    return b.op("Mul", [pooled, b.constant(kernel[0] * kernel[1] / divisor, np.float32)])
 
 
 _REDUCTIONS = {
@@ -252,9 +267,12 @@ def total(b: Builder, node: Node) -> str:
 @lowers(aten.argmax.default, aten.argmin.default)
 def arg_extreme(b: Builder, node: Node) -> str:
     kind = "ArgMax" if node.target is aten.argmax.default else "ArgMin"
-    return b.op(
-        kind, [b.take(node.args[0])], axis=argument(node, 1, 0), keepdims=int(argument(node, 2, False))
-    )
+    dim, keep = argument(node, 1, None, "dim"), int(argument(node, 2, False, "keepdim"))
+    if dim is not None:
+        return b.op(kind, [b.take(node.args[0])], axis=dim, keepdims=keep)
+    flat = b.op("Reshape", [b.take(node.args[0]), b.integers([-1])])
+    index = b.op(kind, [flat], axis=0, keepdims=0)
+    return b.op("Reshape", [index, b.integers(list(fake(node).shape))])
 
 
 @lowers(aten.cumsum.default)

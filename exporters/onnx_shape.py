@@ -147,9 +147,13 @@ def resize(b: Builder, node: Node) -> str:
     nearest = node.target is aten.upsample_nearest2d.vec
     corners = not nearest and bool(argument(node, 2, False))
     mode = "asymmetric" if nearest else ("align_corners" if corners else "half_pixel")
-    sizes = b.integers(list(fake(node).shape))
+    factors = argument(node, 2 if nearest else 3)
+    if factors is None or corners:
+        size = ["", "", b.integers(list(fake(node).shape))]
+    else:  # coordinates come from the factor as given, not from the rounded size
+        size = ["", b.constant([1.0, 1.0, *factors], np.float32)]
     return b.op(
-        "Resize", [b.take(node.args[0]), "", "", sizes], mode="nearest" if nearest else "linear",
+        "Resize", [b.take(node.args[0]), *size], mode="nearest" if nearest else "linear",
         coordinate_transformation_mode=mode, nearest_mode="floor" if nearest else None,
     )  # fmt: skip
 
