@@ -55,6 +55,18 @@ def float_array(value: Any, weights: bytes) -> np.ndarray | None:
     return np.frombuffer(stored_bytes(weights, value.blobFileValue.offset), dtype).reshape(shape)
 
 
+def immediate_array(value: Any) -> np.ndarray | None:
+    """A `Value` message stored inside the program as a float array; None when it is not of a float type."""
+    tensor, stored = value.type.tensorType, value.immediateValue.tensor
+    dtype = _FLOATS.get(tensor.dataType)
+    if dtype is None or value.WhichOneof("value") != "immediateValue":
+        return None
+    shape = [d.constant.size for d in tensor.dimensions]
+    if dtype is np.float16:
+        return np.frombuffer(stored.bytes.values, dtype).reshape(shape)
+    return np.array(stored.floats.values, dtype).reshape(shape)
+
+
 class BlobWriter:
     """Collects tensors; equal ones are stored once."""
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from edgecomp.errors import ModelError
-from edgecomp.exporters.coreml_toolkit import ScopeSource, converter_of, ct, quiet
+from edgecomp.exporters.coreml_toolkit import ScopeSource, converter_of, ct, quiet, torchscript_nodes
 from edgecomp.spec import Batch, Problem, TensorSpec
+
+_NO_TRANSLATION = "coremltools has no translation for it"
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,12 @@ def outputs_of(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[TensorSp
     """What the module returns: `output`, or `output_0`, `output_1`, ... when it returns several tensors."""
     with torch.no_grad():
         result = module(*example)
-    if isinstance(result, dict):
-        result = tuple(result.values())
-    tensors = [result] if isinstance(result, Tensor) else list(result)
+    tensors = [result] if isinstance(result, Tensor) else result
+    if not isinstance(tensors, tuple | list) or not all(isinstance(t, Tensor) for t in tensors):
+        raise ModelError(
+            f"{type(module).__name__} returns {type(result).__name__}; Core ML takes a tensor or a tuple of "
+            "tensors: wrap the model in a module that returns these"
+        )
     names = ["output"] if len(tensors) == 1 else [f"output_{i}" for i in range(len(tensors))]
     return tuple(
         TensorSpec(n, tuple(t.shape), "float32" if t.is_floating_point() else "int32")
@@ -75,20 +80,38 @@ def outputs_of(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[TensorSp
 
 
 def unsupported(module: nn.Module, example: tuple[Tensor, ...]) -> list[Problem]:
-    """Operations of the traced module that coremltools cannot translate, each with its module's name."""
+    """Operations that coremltools cannot translate, each with its module's name; [] when one way works."""
     try:
-        graph = trace(module, example).inlined_graph
+        found = _unsupported_in_trace(module, example)
     except Exception as error:
-        return [Problem("torch.jit.trace", "", f"the module cannot be traced: {_first_line(error)}")]
-    found: dict[tuple[str, str], Problem] = {}
-    for node in graph.nodes():
+        found = [Problem("torch.jit.trace", "", f"the module cannot be traced: {_first_line(error)}")]
+    if not found:
+        return []
+    try:
+        return _unsupported_in_export(module, example)
+    except Exception:
+        return found
+
+
+def _unsupported_in_trace(module: nn.Module, example: tuple[Tensor, ...]) -> list[Problem]:
+    found = {}
+    for node in torchscript_nodes(trace(module, example)):
         kind = node.kind()
-        if kind.startswith("prim::") or converter_of(kind) is not None:
-            continue
-        module_name = node.scopeName().rpartition("/")[2].partition("::")[0].removeprefix("__module.")
-        found.setdefault(
-            (kind, module_name), Problem(kind, module_name, "coremltools has no translation for it")
-        )
+        if converter_of(kind) is None and not kind.startswith("prim::"):
+            path = node.scopeName().rpartition("/")[2].partition("::")[0].removeprefix("__module.")
+            found[kind, path] = Problem(kind, path, _NO_TRANSLATION)
+    return list(found.values())
+
+
+def _unsupported_in_export(module: nn.Module, example: tuple[Tensor, ...]) -> list[Problem]:
+    with quiet():
+        nodes = _exported(module, example).graph.nodes
+    found = {}
+    for node in nodes:
+        if node.op == "call_function" and converter_of(node.target.__name__) is None:
+            kind, stack = str(node.target), node.meta.get("nn_module_stack")
+            path = list(stack.values())[-1][0] if stack else ""
+            found[kind, path] = Problem(kind, path, _NO_TRANSLATION)
     return list(found.values())
 
 
@@ -137,9 +160,12 @@ def _from_trace(module: nn.Module, example: tuple[Tensor, ...], wanted: Conversi
 
 
 def _from_export(module: nn.Module, example: tuple[Tensor, ...], wanted: Conversion) -> Any:
+    return _call(_exported(module, example), wanted, [_input(s) for s in wanted.inputs], None)
+
+
+def _exported(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
     with torch.no_grad():
-        program = torch.export.export(module, example, strict=False).run_decompositions({})
-    return _call(program, wanted, [_input(s) for s in wanted.inputs], None)
+        return torch.export.export(module, example, strict=False).run_decompositions({})
 
 
 def _call(program: Any, wanted: Conversion, inputs: list[Any], states: list[Any] | None) -> Any:

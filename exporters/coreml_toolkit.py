@@ -36,6 +36,7 @@ with quiet():
     from coremltools.converters.mil.frontend.torch.torch_op_registry import (
         _TORCH_OPS_REGISTRY,
     )
+    from coremltools.converters.mil.frontend.torch.torchscript_utils import _expand_and_optimize_ir
     from coremltools.converters.mil.mil import Builder as mb
     from coremltools.converters.mil.mil import types
     from coremltools.converters.mil.mil.scope import ScopeSource
@@ -43,13 +44,31 @@ with quiet():
 
 VERSION: str = ct.__version__
 
-__all__ = ["VERSION", "MIL_pb2", "Model_pb2", "ScopeSource", "converter_of", "ct", "mb", "quiet", "types"]
+__all__ = [
+    "VERSION",
+    "MIL_pb2",
+    "Model_pb2",
+    "ScopeSource",
+    "converter_of",
+    "ct",
+    "mb",
+    "quiet",
+    "torchscript_nodes",
+    "types",
+]
 
 
 def converter_of(op: str) -> Callable[..., Any] | None:
     """coremltools' translation of a TorchScript operation (`aten::relu_`), or None."""
     found: Callable[..., Any] | None = _TORCH_OPS_REGISTRY.get_func(op.rpartition("::")[2])
     return found
+
+
+def torchscript_nodes(traced: Any) -> list[Any]:
+    """The nodes that coremltools will translate, after its clean-up of the traced graph."""
+    with quiet():
+        graph, _, _ = _expand_and_optimize_ir(traced)
+    return list(graph.nodes())
 
 
 def _new_ones(context: Any, node: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgecomp.exporters.coreml_blob import BlobWriter, float_array, stored_bytes
+from edgecomp.exporters.coreml_blob import BlobWriter, float_array, immediate_array, stored_bytes, value_of
 from edgecomp.spec import Problem
 
 # (operation, parameter) -> axis of the output channels of that weight.
@@ -56,6 +56,14 @@ def rewrite(
     writer = BlobWriter()
     skipped: list[Problem] = []
 
+    def keep(operation: Any) -> Any:
+        problem = _make_finite(operation, weights, writer, modules)
+        if problem:
+            skipped.append(problem)
+        else:
+            _move(operation, weights, writer)
+        return operation
+
     def rewrite_block(block: Any) -> None:
         uses = _uses(block)
         operations = []
@@ -66,9 +74,7 @@ def rewrite(
             result = replace(weight, writer, operation) if weight and replace else None
             if isinstance(result, Problem):
                 skipped.append(result)
-            if not isinstance(result, list):
-                _move(operation, weights, writer)
-            operations += result if isinstance(result, list) else [operation]
+            operations += result if isinstance(result, list) else [keep(operation)]
         kept = [type(o).FromString(o.SerializeToString()) for o in operations]
         del block.operations[:]
         block.operations.extend(kept)
@@ -113,6 +119,28 @@ def _axis(user: Any, parameter: str, array: np.ndarray | None) -> int | None:
     if user.type == "matmul" and array is not None and array.ndim == 2:
         return 1 if parameter == "y" else 0
     return _CHANNEL_AXIS.get((user.type, parameter))
+
+
+_LARGE = {np.dtype(np.float16): 3e4, np.dtype(np.float32): 1e30}
+"""Stands for infinity: far beyond any attention score, and finite after a score is added to it."""
+
+
+def _make_finite(
+    operation: Any, weights: bytes, writer: BlobWriter, modules: Mapping[str, str]
+) -> Problem | None:
+    """Replace infinities of a constant (masks hold -inf), which Apple's Neural Engine turns into NaN."""
+    if operation.type != "const":
+        return None
+    value = operation.attributes["val"]
+    array = float_array(value, weights)
+    array = immediate_array(value) if array is None else array
+    if array is None or bool(np.all(np.isfinite(array))):
+        return None
+    large = _LARGE[array.dtype]
+    finite = np.nan_to_num(array, nan=np.nan, posinf=large, neginf=-large).astype(array.dtype)
+    value.CopyFrom(value_of(writer, finite, value.type.tensorType.dataType))
+    name = operation.outputs[0].name
+    return Problem("const", modules.get(name, name), f"infinite values are stored as {large:g}")
 
 
 def _move(operation: Any, weights: bytes, writer: BlobWriter) -> None:
