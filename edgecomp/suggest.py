@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from torch import nn
 
 from edgecomp import models
+from edgecomp import pipeline_export as exporting
 from edgecomp.compress.macs import count_macs, count_parameters
 from edgecomp.compress.prune import prunable
-from edgecomp.errors import ModelError
-from edgecomp.pipeline_single import Model, Sources
-from edgecomp.spec import Candidate
+from edgecomp.errors import MissingError, ModelError
+from edgecomp.pipeline_single import Model, Sources, read_preprocessing
+from edgecomp.spec import Candidate, Data, Preprocessing
 
 _CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d")
 _ATTENTION = ("attention", "attn")
 _SMALL = 20_000
+TARGETS = ("tflite-int8", "onnx-qdq", "coreml-pal4")
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def recipe_for(model: Model, sources: Sources) -> str:
         *_head(model, seen),
         *_data(sources),
         *_steps(seen, sources, labelled),
-        *_exports(seen, labelled),
+        *_exports(seen, labelled, {target: refusal(target, candidate, data) for target in TARGETS}),
     ]
     return "\n".join(lines) + "\n"
 
@@ -89,10 +93,10 @@ def _head(model: Model, seen: Look) -> list[str]:
     lines = [
         "# Written by `edgecomp init`; run it with `edgecomp run`. What the keys mean: docs/recipes.md",
         f"# The model is {seen.kind}: {size}.",
-        f"name: {_name(model.spec)}",
-        f"model: {models.resolved(model.spec)}",
+        f"name: {_word(_name(model.spec))}",
+        f"model: {_word(models.resolved(model.spec))}",
     ]
-    return [*lines, f"weights: {model.weights.resolve()}"] if model.weights else lines
+    return [*lines, f"weights: {_word(str(model.weights.resolve()))}"] if model.weights else lines
 
 
 def _name(spec: str) -> str:
@@ -107,12 +111,43 @@ def _data(sources: Sources) -> list[str]:
         if spec is None:
             what = "TRAIN" if role == "train" else role.upper()
             lines.append(f"  # {role}: {what}   # a folder, .npz, CSV, or file.py:callable")
+        elif sources.preprocessing is None:
+            lines.append(f"  {role}: {_word(spec)}")
         else:
-            lines.append(f"  {role}: {spec}")
+            how = _plain(read_preprocessing(sources.preprocessing))
+            lines += [f"  {role}:", f"    source: {_word(spec)}", f"    preprocessing: {how}"]
     return [*lines, "seed: 0"]
 
 
+def _word(text: str) -> str:
+    """A string as YAML writes it, quoted where it must be."""
+    return yaml.safe_dump(text, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+
+
+def _plain(how: Preprocessing) -> str:
+    facts = {k: list(v) if isinstance(v, tuple) else v for k, v in how.to_json().items() if v is not None}
+    return yaml.safe_dump(facts, default_flow_style=True, sort_keys=False, width=10_000).strip()
+
+
+def refusal(target: str, candidate: Candidate, data: Data) -> str:
+    """Why a target is left out; empty when it can be exported."""
+    try:
+        asked = exporting.wanted(target, exporting.make_exporter(target, {}), candidate)
+        if not asked.quantized:
+            return ""
+        if data.calibration is None and data.train is None:
+            return "needs calibration data, a hundred samples or more"
+        exporting.check_quantized(asked, exporting.rough_quantized(candidate, data))
+    except (MissingError, ModelError) as error:
+        return " ".join(str(error).split())
+    return ""
+
+
 def _steps(seen: Look, sources: Sources, labelled: bool) -> list[str]:
+    if not (sources.calibration or sources.train):
+        return [
+            "steps: []   # with calibration data: quantize; with training data: prune and distill before it"
+        ]
     lines = ["steps:"]
     gate = '    gates: ["drop <= 0.02"]   # points of the metric that may be lost; then stop'
     if sources.train and labelled and seen.prunable and seen.parameters > _SMALL:
@@ -130,13 +165,16 @@ def _steps(seen: Look, sources: Sources, labelled: bool) -> list[str]:
     return [*lines, gate] if labelled else lines
 
 
-def _exports(seen: Look, labelled: bool) -> list[str]:
-    lines = ["exports:", "  - tflite-int8", "  - onnx-qdq", "  - coreml-pal4: {group_size: 16}"]
+def _exports(seen: Look, labelled: bool, refused: Mapping[str, str]) -> list[str]:
+    settings = {"coreml-pal4": ": {group_size: 16}"}
+    hints = {}
     if seen.kind == "transformer":
-        lines[1] += "   # if its accuracy falls: exclude layers from quantize, or tflite-int16x8"
+        hints["tflite-int8"] = "   # if its accuracy falls: exclude layers from quantize"
+    taken = [f"  - {t}{settings.get(t, '')}{hints.get(t, '')}" for t, why in refused.items() if not why]
+    left = [f"  # - {t}{settings.get(t, '')}   # {why}" for t, why in refused.items() if why]
     gate = "metric.delta >= -0.03" if labelled else "sqnr_db > 10"
     return [
-        *lines,
+        *("exports:" if taken else "exports: []", *taken, *left),
         f'gates: ["{gate}"]   # of every artifact, against the float model',
         "profile: {devices: [local]}",
     ]

@@ -45,6 +45,7 @@ def command(
     """
     from edgecomp import files
     from edgecomp.pipeline_single import Model, Sources
+    from edgecomp.recipe import read
     from edgecomp.suggest import recipe_for
 
     if out.exists():
@@ -53,4 +54,5 @@ def command(
     text = recipe_for(found, Sources(train, calib or train, data, preprocessing))
     with files.atomic(out) as temporary:
         temporary.write_text(text)
+        read(temporary)
     click.echo(f"wrote {out}; look at it, then: edgecomp run {out}")
