@@ -21,8 +21,9 @@ $(TEST): $(DEMO) tests/requirements.txt tests/requirements-alone.txt
 	touch $(TEST)
 
 # Compress, export, check and profile the embedded model; the report is build/demo/report.html.
+# One thread: it does not wait for a second core that is busy.
 demo: $(DEMO)
-	$(BIN)/edgecomp run edgecomp/demo/recipe.yaml --out build/demo
+	OMP_NUM_THREADS=1 $(BIN)/edgecomp run edgecomp/demo/recipe.yaml --out build/demo
 
 test: $(TEST) lint lab
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
