@@ -41,7 +41,7 @@ LIBRARIES = {
     "compress": {"numpy", "torch"},
     "exporters": {"numpy", "torch"},
     "exporters/tflite": {"ai_edge_litert", "flatbuffers"},
-    "exporters/onnx": {"onnx", "onnxscript"},
+    "exporters/onnx": {"onnx"},
     "exporters/coreml": {"coremltools", "google"},
     "runtimes": {"numpy"},
     "runtimes/litert": {"ai_edge_litert", "flatbuffers", "tflite_runtime", "tensorflow"},
