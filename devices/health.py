@@ -49,7 +49,16 @@ def throttling(before: State, after: State) -> list[str] | None:
     if active:
         reasons.append(f"cooling devices are active: {', '.join(active)}")
     reasons += [f"{cpu} is capped" for cpu in _lowered(before, after)]
-    known = _hex(after.get("vcgencmd")) is not None or counts or after.get("cooling") or after.get("cap_khz")
+    status = after.get("thermal_status")
+    if status:
+        reasons.append(f"Android's thermal status is {status}")
+    known = (
+        status is not None
+        or _hex(after.get("vcgencmd")) is not None
+        or counts
+        or after.get("cooling")
+        or after.get("cap_khz")
+    )
     return reasons if known else None
 
 

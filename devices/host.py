@@ -70,10 +70,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of one artifact. `samples_ms`: every timed run, in order. None: not measured."""
+    """What was measured of one artifact. `samples_ms`: every timed run, in order. None: not measured.
+
+    `summary`: statistics in ms of a tool that tells no samples (min, mean, p50, p90, p95, p99, max).
+    """
 
     runtime: Mapping[str, Any]
     samples_ms: tuple[float, ...] = ()
+    summary: Mapping[str, float] | None = None
     init_ms: float | None = None
     first_ms: float | None = None
     warm_after_runs: int | None = None

@@ -35,7 +35,14 @@ class LocalDevice:
     def from_settings(cls, name: str, settings: Mapping[str, Any]) -> LocalDevice:
         return cls(name)
 
-    def run(self, argv: Sequence[str], timeout_s: float, on_line: OnLine | None = None) -> CommandResult:
+    def run(
+        self,
+        argv: Sequence[str],
+        timeout_s: float,
+        on_line: OnLine | None = None,
+        on_error_line: OnLine | None = None,
+    ) -> CommandResult:
+        """As every transport; `on_error_line` gets each line of stderr as it comes."""
         try:
             process = subprocess.Popen(
                 list(argv),
@@ -56,7 +63,7 @@ class LocalDevice:
         err: list[str] = []
         readers = [
             threading.Thread(target=_collect, args=(process.stdout, out, on_line), daemon=True),
-            threading.Thread(target=_collect, args=(process.stderr, err, None), daemon=True),
+            threading.Thread(target=_collect, args=(process.stderr, err, on_error_line), daemon=True),
         ]
         try:
             for reader in readers:

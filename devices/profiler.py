@@ -134,7 +134,7 @@ def described(
     """Figures and facts as the contract's JSON object."""
     emulated = bool(facts["emulated"])
     real = Figures(runtime=measured.runtime, ops=measured.ops) if emulated else measured
-    spread = latency(real.samples_ms)
+    spread = latency(real.samples_ms) or summarized(real.summary)
     noise = verdict(real.samples_ms, spread)
     return {
         "device": _device_facts(device, facts, real),
@@ -148,7 +148,7 @@ def described(
         "warmup": {"runs": real.warm_after_runs, "stable": real.stable},
         "latency_ms": spread,
         "noise": noise,
-        "throughput_per_s": 1000 / spread["p50"] if spread and spread["p50"] > 0 else None,
+        "throughput_per_s": throughput(spread),
         "peak_rss_bytes": real.peak_rss_bytes,
         "load_rss_bytes": real.load_rss_bytes,
         "baseline_rss_bytes": real.baseline_rss_bytes,
@@ -178,9 +178,23 @@ def latency(samples: tuple[float, ...]) -> dict[str, Any] | None:
     }
 
 
+def summarized(summary: Mapping[str, float] | None) -> dict[str, Any] | None:
+    """The same keys from a tool's own statistics: no samples and no interval."""
+    if not summary:
+        return None
+    names = ("min", "mean", "p50", "p90", "p95", "p99", "max")
+    return {"samples": None, **{name: summary.get(name) for name in names}, "ci95": None}
+
+
+def throughput(spread: Mapping[str, Any] | None) -> float | None:
+    """Inferences a second, one after the other: from the median, else from the mean."""
+    typical = (spread or {}).get("p50") or (spread or {}).get("mean")
+    return 1000 / typical if typical else None
+
+
 def verdict(samples: tuple[float, ...], spread: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The noise verdict that belongs to `spread = latency(samples)`."""
-    if spread is None or spread["p50"] <= 0:
+    if not samples or spread is None or spread["p50"] <= 0:
         return None
     found = statistics.noise(samples, interval=statistics.Interval(*spread["ci95"]))
     return {
@@ -239,7 +253,7 @@ def _doubts(measured: Figures, noise: Mapping[str, Any] | None, emulated: bool) 
     """Warnings, a sentence each; the word before the colon names the kind."""
     if emulated:
         return ["emulated: this machine is emulated, so times and memory were not reported"]
-    if not measured.samples_ms:
+    if not measured.samples_ms and not measured.summary:
         return []
     found = health.warnings(
         measured.before,
@@ -333,6 +347,10 @@ def quantized_is_slower(target_a: str | None, target_b: str | None, faster: str 
     return None
 
 
+def _interval(profile: Mapping[str, Any]) -> list[float]:
+    return (profile["latency_ms"] or {}).get("ci95") or []
+
+
 def flag_slow_int8(profiles: list[dict[str, Any]]) -> None:
     """Add the named warning to each int8 profile that a float one of the same device and format beats.
 
@@ -341,11 +359,11 @@ def flag_slow_int8(profiles: list[dict[str, Any]]) -> None:
     for p in profiles:
         for q in profiles:
             same = p["device"]["name"] == q["device"]["name"]
-            if not same or not p["target"] or not q["target"] or not p["latency_ms"] or not q["latency_ms"]:
+            if not same or not p["target"] or not q["target"] or not _interval(p) or not _interval(q):
                 continue
             if p["target"].split("-")[0] != q["target"].split("-")[0]:
                 continue
-            clear = p["latency_ms"]["ci95"][0] > q["latency_ms"]["ci95"][1]
+            clear = _interval(p)[0] > _interval(q)[1]
             slower = quantized_is_slower(q["target"], p["target"], "a" if clear else None)
             if slower:
                 p["warnings"].insert(0, slower)

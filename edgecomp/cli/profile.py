@@ -138,12 +138,17 @@ def each(devices: list[Any], work: Any) -> tuple[list[dict[str, Any]], list[dict
     failures: list[dict[str, str]] = []
     with ThreadPoolExecutor(len(devices)) as pool:
         futures = [(device, pool.submit(work, device)) for device in devices]
-        for device, future in futures:
-            try:
-                results += future.result()
-            except EdgecompError as error:
-                kind = type(error).__name__
-                failures.append({"device": device.name, "kind": kind, "error": str(error)})
+        try:
+            for device, future in futures:
+                try:
+                    results += future.result()
+                except EdgecompError as error:
+                    kind = type(error).__name__
+                    failures.append({"device": device.name, "kind": kind, "error": str(error)})
+        except BaseException:
+            for device in devices:  # Ctrl-C: what runs there is ended before the threads are waited for
+                device.close()
+            raise
     return results, failures
 
 
@@ -195,7 +200,7 @@ def profile_row(p: dict[str, Any]) -> list[str]:
         "-" if low is None else f"{low:,.3f} to {high:,.3f}",
         figure(spread.get("p90")),
         figure(spread.get("p99")),
-        str(len(spread["samples"])) if spread else "-",
+        str(len(spread["samples"])) if spread.get("samples") else "-",
         figure(p["peak_rss_bytes"], 1, 1e-6),
         figure(p["model_bytes"], 3, 1e-6),
         p["noise"]["verdict"] if p["noise"] else "-",

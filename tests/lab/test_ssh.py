@@ -279,6 +279,14 @@ def test_silence_of_a_working_command_is_not_a_frozen_peer(
     assert ssh().run(["sleep", "3"], 20).exit_code == 0
 
 
+def test_closing_the_device_ends_a_run_in_another_thread(ssh: Make, board: machine.Board) -> None:
+    device = ssh()
+    threading.Timer(1.5, device.close).start()
+    with pytest.raises(faults.DroppedError):
+        device.run(["sh", "-c", "sleep 200 & sleep 201; wait"], 60)
+    assert quiet(board)
+
+
 def test_an_interrupted_host_leaves_nothing_running(
     ssh: Make, board: machine.Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
