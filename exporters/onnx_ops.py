@@ -277,7 +277,7 @@ def arg_extreme(b: Builder, node: Node) -> str:
 
 @lowers(aten.cumsum.default)
 def cumulative_sum(b: Builder, node: Node) -> str:
-    return b.op("CumSum", [b.take(node.args[0]), b.integers(node.args[1])])  # type: ignore[arg-type]
+    return b.op("CumSum", [b.take(node.args[0]), b.integers(node.args[1])])
 
 
 @lowers(aten._to_copy.default)
@@ -287,4 +287,4 @@ def cast(b: Builder, node: Node) -> str:
 
 @lowers(operator.getitem)
 def item(b: Builder, node: Node) -> str:
-    return b.names[f"{node.args[0].name}.{node.args[1]}"]  # type: ignore[union-attr]
+    return b.names[f"{node.args[0].name}.{node.args[1]}"]

@@ -50,7 +50,7 @@ def weight_scale(
 ) -> np.ndarray:
     """Raise the scales of near-dead channels where a layer's bias would overflow int32."""
     for layer in layers:
-        bias, source = bias_of(graph_module, layer), decided.get(layer.args[0].name)  # type: ignore[union-attr]
+        bias, source = bias_of(graph_module, layer), decided.get(layer.args[0].name)
         if bias is not None and source is not None and bias.size == scale.size:
             scale = affine.floor_for_bias(scale, bias.reshape(scale.shape), source.scale)
     return scale
@@ -58,7 +58,7 @@ def weight_scale(
 
 def weight_spec(layer: Node, bits: int) -> QuantSpec:
     """Symmetric narrow, per output channel; a grouped transposed convolution shares its channel axis."""
-    axis: int | None = WEIGHTED[layer.target]  # type: ignore[index]
+    axis: int | None = WEIGHTED[layer.target]
     if axis == 1 and len(layer.args) > 6 and layer.args[6] != 1:
         axis = None
     return QuantSpec(bits=bits, symmetric=True, axis=axis, narrow=True)
@@ -73,7 +73,7 @@ def weights(
     """Round every weight to nearest on min-max scales per channel."""
     result = {}
     for name, layers in scales.weight_nodes(graph_module).items():
-        values = constants.value_of(graph_module, layers[0].args[1]).numpy()  # type: ignore[arg-type]
+        values = constants.value_of(graph_module, layers[0].args[1]).numpy()
         spec = weight_spec(layers[0], bits.get(name, default))
         scale = weight_scale(graph_module, layers, decided, affine.channel_scales(values, spec))
         result[name] = round_to(values, spec, scale)
@@ -96,7 +96,7 @@ def assemble(
     """Drop what stays float: weights of float layers, and scales that no integer operation reads or gives."""
     float_nodes = {**scales.without_kernel(graph_module), **_computed_weights(graph_module), **excluded}
     used = {
-        str(n.args[1].target)  # type: ignore[union-attr]
+        str(n.args[1].target)
         for n in graph_module.graph.nodes
         if n.target in WEIGHTED and n.name not in float_nodes and constants.is_constant(n.args[1])
     }

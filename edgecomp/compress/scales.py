@@ -102,10 +102,10 @@ def _join_inputs(groups: ScaleGroups, node: Node) -> None:
 
 def _moved_inputs(node: Node) -> list[Node]:
     """The inputs whose values come out again: not indices, not conditions."""
-    if node.target is operator.getitem and node.args[0].target is aten.split_with_sizes.default:  # type: ignore[union-attr]
-        return [node.args[0].args[0]]  # type: ignore[union-attr, list-item]
+    if node.target is operator.getitem and node.args[0].target is aten.split_with_sizes.default:
+        return [node.args[0].args[0]]
     if node.target is aten.cat.default:
-        return list(node.args[0])  # type: ignore[arg-type]
+        return list(node.args[0])
     if node.target is aten.where.self:
         return [n for n in node.args[1:3] if isinstance(n, Node)]
     return node.all_input_nodes[:1]

@@ -66,9 +66,9 @@ def _propagate(graph_module: GraphModule, size: int) -> None:
 def _mend(graph_module: GraphModule, node: Node, shapes: dict[Node, Tensor], size: int) -> None:
     if node.target is aten.reshape.default:
         source = node.args[0]
-        node.update_arg(1, _scaled(source.meta["val"].shape, shapes[source].shape, list(node.args[1]), size))  # type: ignore[union-attr, arg-type, index]
+        node.update_arg(1, _scaled(source.meta["val"].shape, shapes[source].shape, list(node.args[1]), size))
     elif node.target is aten.expand.default:
-        actual, target = shapes[node.args[0]].shape, list(node.args[1])  # type: ignore[index, arg-type]
+        actual, target = shapes[node.args[0]].shape, list(node.args[1])
         offset = len(target) - len(actual)
         sizes = [t if i < offset or actual[i - offset] == 1 else -1 for i, t in enumerate(target)]
         node.update_arg(1, sizes)
@@ -87,7 +87,7 @@ def _scaled(old: Sequence[int], actual: Sequence[int], target: list[int], size: 
 
 
 def _repeat_constants(graph_module: GraphModule, node: Node, shapes: dict[Node, Tensor], size: int) -> None:
-    parts: list[Node] = list(node.args[0])  # type: ignore[arg-type]
+    parts: list[Node] = list(node.args[0])
     rows = max(shapes[p].shape[0] for p in parts)
     for index, part in enumerate(parts):
         if constants.is_constant(part) and shapes[part].shape[0] != rows:

@@ -76,14 +76,14 @@ def _lift_alpha(graph_module: GraphModule, node: Node) -> None:
         factor = constants.add(graph_module, f"{node.name}_alpha", constants.scalar(float(str(alpha))), node)
         with graph_module.graph.inserting_before(node):
             scaled = graph_module.graph.call_function(aten.mul.Tensor, (node.args[1], factor))
-        scaled.meta = {"val": node.args[1].meta["val"], "module": node.meta["module"]}  # type: ignore[union-attr]
+        scaled.meta = {"val": node.args[1].meta["val"], "module": node.meta["module"]}
         node.update_arg(1, scaled)
     node.kwargs = {}
 
 
 def _divide_by_constant(graph_module: GraphModule, node: Node) -> None:
     if node.target is aten.div.Tensor and constants.is_constant(node.args[1]):
-        divisor = constants.value_of(graph_module, node.args[1])  # type: ignore[arg-type]
+        divisor = constants.value_of(graph_module, node.args[1])
         if divisor.is_floating_point() and bool((divisor != 0).all()):
             inverse = constants.add(graph_module, f"{node.name}_inverse", 1.0 / divisor, node)
             node.target = aten.mul.Tensor
@@ -123,7 +123,7 @@ def _bounds(node: Node) -> tuple[Any, Any] | None:
         return 0, None
     if node.target is aten.relu6.default:
         return 0, 6
-    return (node.args[1], node.args[2]) if node.target is aten.clamp.default else None  # type: ignore[return-value]
+    return (node.args[1], node.args[2]) if node.target is aten.clamp.default else None
 
 
 def _composed(inner: tuple[Any, Any], outer: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -161,7 +161,7 @@ def _unsqueeze(graph_module: GraphModule, node: Node) -> None:
 
 
 def _pool_to_one(graph_module: GraphModule, node: Node) -> None:
-    shape_in, shape_out = value(node.args[0]).shape, value(node).shape  # type: ignore[arg-type]
+    shape_in, shape_out = value(node.args[0]).shape, value(node).shape
     if all(d == 1 for d in shape_out[-2:]):
         node.target, node.args = aten.mean.dim, (node.args[0], [-1, -2], True)
     elif all(i % o == 0 for i, o in zip(shape_in[-2:], shape_out[-2:], strict=True)):
@@ -175,7 +175,7 @@ def _same_padding(graph_module: GraphModule, node: Node) -> None:
     x, weight, bias, stride, mode, dilation, groups = arguments
     two = node.target is aten.conv2d.padding
     count = 2 if two else 1
-    kernel = list(value(weight).shape[2:])  # type: ignore[arg-type]
+    kernel = list(value(weight).shape[2:])
     steps = _spread(dilation or 1, count)
     total = [d * (k - 1) if mode == "same" else 0 for d, k in zip(steps, kernel, strict=True)]
     if any(t % 2 for t in total):
@@ -187,7 +187,7 @@ def _same_padding(graph_module: GraphModule, node: Node) -> None:
         padded.meta = {
             "module": node.meta["module"],
             "val": aten.constant_pad_nd(value(x), before_and_after, 0.0),
-        }  # type: ignore[arg-type]
+        }
         x, total = padded, [0] * count
     node.target = aten.conv2d.default if two else aten.conv1d.default
     node.args = (x, weight, bias, _spread(stride or 1, count), [t // 2 for t in total], steps, groups or 1)
@@ -249,7 +249,7 @@ def _is_no_op(node: Node, source: Node) -> bool:
 def _keeps_everything(node: Node) -> bool:
     """A pool of window 1 keeps its input; a slice of the same shape has step 1 and takes all."""
     if node.target is aten.avg_pool2d.default:
-        return all(k == 1 for k in node.args[1])  # type: ignore[union-attr]
+        return all(k == 1 for k in node.args[1])
     return True
 
 

@@ -35,12 +35,12 @@ def fake_quantize(graph_module: GraphModule, plan: QuantizationPlan) -> GraphMod
 
 
 def _round_weight_and_bias(graph_module: GraphModule, layer: Node, plan: QuantizationPlan) -> None:
-    weight = plan.weights.get(str(layer.args[1].target)) if constants.is_constant(layer.args[1]) else None  # type: ignore[union-attr]
+    weight = plan.weights.get(str(layer.args[1].target)) if constants.is_constant(layer.args[1]) else None
     if weight is None or weight.values is None:
         return
     restored = torch.from_numpy(affine.dequantize(weight.values, weight))
     layer.update_arg(1, constants.add(graph_module, f"{layer.name}_weight", restored, layer))
-    source = plan.activations.get(layer.args[0].name)  # type: ignore[union-attr]
+    source = plan.activations.get(layer.args[0].name)
     if len(layer.args) > 2 and isinstance(layer.args[2], Node) and source is not None:
         bias = constants.value_of(graph_module, layer.args[2]).numpy()
         rounded = torch.from_numpy(round_bias(bias, source, weight))

@@ -39,7 +39,7 @@ def fold_node(graph_module: GraphModule, node: Node) -> None:
     arguments = map_arg(node.args, lambda n: known[n])
     keywords = map_arg(node.kwargs, lambda n: known[n])
     with torch.no_grad():
-        result: Any = node.target(*arguments, **keywords)  # type: ignore[operator]
+        result: Any = node.target(*arguments, **keywords)
     if not isinstance(result, Tensor) or result.numel() > _LARGEST_FOLDED:
         return
     folded = constants.add(graph_module, node.name, result, node)
@@ -90,17 +90,17 @@ def _takes_scale(layer: Node) -> bool:
 def _scale_layer(graph_module: GraphModule, layer: Node, scale: Tensor, shift: Tensor) -> None:
     """weight[c] *= scale[c]; bias = bias * scale + shift, along the weight's output channels."""
     node = layer.args[1]
-    weight = constants.value_of(graph_module, node)  # type: ignore[arg-type]
-    axis = WEIGHTED[layer.target]  # type: ignore[index]
+    weight = constants.value_of(graph_module, node)
+    axis = WEIGHTED[layer.target]
     if axis == 1:  # transposed convolution [in, out / groups, ...]: groups share the second axis
         groups = layer.args[6] if len(layer.args) > 6 else 1
-        per_group = scale.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))  # type: ignore[arg-type]
-        scaled = (weight.reshape(groups, -1, *weight.shape[1:]) * per_group).reshape(weight.shape)  # type: ignore[arg-type]
+        per_group = scale.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
+        scaled = (weight.reshape(groups, -1, *weight.shape[1:]) * per_group).reshape(weight.shape)
     else:
         scaled = weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
     bias = layer.args[2] if len(layer.args) > 2 else None
-    shifted = shift if bias is None else constants.value_of(graph_module, bias) * scale + shift  # type: ignore[arg-type]
-    name = str(node.target)  # type: ignore[union-attr]
+    shifted = shift if bias is None else constants.value_of(graph_module, bias) * scale + shift
+    name = str(node.target)
     new_weight = constants.add(graph_module, name, scaled, layer)
     new_bias = constants.add(graph_module, name.removesuffix("weight") + "bias", shifted, layer)
     layer.args = (layer.args[0], new_weight, new_bias, *layer.args[3:])
@@ -131,7 +131,7 @@ def _is_convolution(node: Node) -> bool:
 
 
 def _fold_padding(graph_module: GraphModule, node: Node) -> None:
-    source, widths = node.args[0], list(node.args[1])  # type: ignore[arg-type]
+    source, widths = node.args[0], list(node.args[1])
     fill = node.args[2] if len(node.args) > 2 else 0
     pairs = list(zip(widths[::2], widths[1::2], strict=True))[::-1]  # PyTorch lists the last dimension first
     if fill or any(low != high or low < 0 for low, high in pairs):
@@ -153,7 +153,7 @@ def convolution_arguments(node: Node) -> tuple[Any, Any, Any, list[int], list[in
     defaults = (None, None, None, [1] * count, [0] * count, [1] * count, 1)
     found = (*node.args, *defaults[len(node.args) :])
     stride, padding, dilation = (_spread(v, count) for v in found[3:6])
-    return found[0], found[1], found[2], stride, padding, dilation, found[6]  # type: ignore[return-value]
+    return found[0], found[1], found[2], stride, padding, dilation, found[6]
 
 
 def _spread(setting: Any, count: int) -> list[int]:
