@@ -30,7 +30,7 @@ class CoreMLExporter:
     coreml-fp16, coreml-fp32. Only weights are compressed; activations stay in `compute_precision`.
     `group_size`: output channels that share a palette (pal4, pal6; None: one palette per tensor).
     `block_size`: inputs that share a scale (int4). Where either does not divide, the next smaller that does
-    is taken, and listed in the artifact's `skipped`.
+    is taken, and noted in the artifact's history.
     `minimum_deployment_target`: palettes of groups and blocks need iOS18; before it one palette per tensor.
     `min_elements`: smaller weights stay float and are listed in the artifact's `skipped`.
     `depthwise`: how pal4 and pal6 store depthwise convolutions (a few weights per channel, of widely
@@ -96,7 +96,7 @@ class CoreMLExporter:
         spec, weights = _spec_and_weights(program)
         notes: list[Problem] = []
         names = coreml_convert.constant_names(program, module)
-        weights, skipped = rewrite(spec, weights, self._compression(candidate, notes), names)
+        weights, skipped = rewrite(spec, weights, self._compression(candidate, notes), names, notes)
         artifact = manifest.draft(
             replace(candidate, history=(*candidate.history, self._record(notes))),
             data,
@@ -104,7 +104,7 @@ class CoreMLExporter:
             target=self.target,
             inputs=wanted.inputs,
             outputs=wanted.outputs,
-            skipped=(*skipped, *notes),
+            skipped=skipped,
             made_with=("coremltools",),
         )
         _describe(spec, artifact)

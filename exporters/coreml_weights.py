@@ -47,10 +47,11 @@ Replace = Callable[[Weight, BlobWriter, Any], "list[Any] | Problem"]
 
 
 def rewrite(
-    spec: Any, weights: bytes, replace: Replace | None, modules: Mapping[str, str]
+    spec: Any, weights: bytes, replace: Replace | None, modules: Mapping[str, str], notes: list[Problem]
 ) -> tuple[bytes, list[Problem]]:
     """Replace weights of the program in place; returns the new `weight.bin` and what stayed as it was.
 
+    `notes` takes what was changed in another way than asked.
     `modules`: name of a constant as coremltools spells it -> the parameter or module it comes from.
     """
     writer = BlobWriter()
@@ -59,7 +60,7 @@ def rewrite(
     def keep(operation: Any) -> Any:
         problem = _make_finite(operation, weights, writer, modules)
         if problem:
-            skipped.append(problem)
+            notes.append(problem)
         else:
             _move(operation, weights, writer)
         return operation
@@ -72,6 +73,8 @@ def rewrite(
                 rewrite_block(inner)
             weight = _weight(operation, uses, weights, modules) if replace else None
             result = replace(weight, writer, operation) if weight and replace else None
+            if replace and not weight:
+                result = _other(operation, uses, weights, modules)
             if isinstance(result, Problem):
                 skipped.append(result)
             operations += result if isinstance(result, list) else [keep(operation)]
@@ -113,6 +116,24 @@ def _weight(
         return None
     axis = next(iter(axes))
     return Weight(name, modules.get(name, name), tuple(u.type for u, _ in users), axis, array)  # type: ignore[arg-type]
+
+
+_NOTABLE = 1024
+"""Elements from which a float constant that is no layer's weight is listed."""
+
+
+def _other(
+    operation: Any, uses: dict[str, list[tuple[Any, str]]], weights: bytes, modules: Mapping[str, str]
+) -> Problem | None:
+    """A large constant that stays float because no layer uses it as its weight (a position embedding)."""
+    array = float_array(operation.attributes["val"], weights) if operation.type == "const" else None
+    if array is None or array.size < _NOTABLE:
+        return None
+    name = operation.outputs[0].name
+    users = "/".join(sorted({user.type for user, _ in uses.get(name, [])}))
+    return Problem(
+        users or "const", modules.get(name, name), f"{array.size} values that no layer has as its weight"
+    )
 
 
 def _axis(user: Any, parameter: str, array: np.ndarray | None) -> int | None:
