@@ -24,7 +24,15 @@ from edgecomp.recipe import Document, StepEntry
 from edgecomp.spec import Candidate, Data, StepRecord
 
 CHECKPOINTS = "checkpoints"
-_FLOAT_STEPS = ("prune", "prune-magnitude", "finetune", "distill")
+_FLOAT_STEPS = (
+    "prune",
+    "prune-magnitude",
+    "prune-movement",
+    "prune-iterative",
+    "drop-layers",
+    "finetune",
+    "distill",
+)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from edgecomp.compress.train import check
 from edgecomp.errors import ModelError, RecipeError
 from edgecomp.spec import Candidate, Data, StepRecord
 
-_WEIGHTED = (
+WEIGHTED = (
     nn.Linear,
     nn.Conv1d,
     nn.Conv2d,
@@ -80,7 +80,7 @@ class PruneMagnitude:
         return replace(candidate, module=module, history=(*candidate.history, record), original=original)
 
     def _layers(self, module: nn.Module) -> tuple[dict[str, Any], list[str]]:
-        found = {n: m for n, m in module.named_modules() if isinstance(m, _WEIGHTED)}
+        found = {n: m for n, m in module.named_modules() if isinstance(m, WEIGHTED)}
         for pattern in self.exclude:
             if not fnmatch.filter(found, pattern):
                 raise RecipeError(

@@ -27,7 +27,7 @@ _SEARCH_STEPS = 12
 
 @dataclass(frozen=True)
 class PruneChannels:
-    """Remove the least important channels of convolutions and linear layers, coupled ones together.
+    """Remove the least important channels, neurons and attention heads, coupled ones together.
 
     Give `sparsity` (the fraction of each group's channels that goes) or `macs` (what may remain: a fraction
     of the multiply-accumulates, or their number when above 1). `scope` group: every group loses the same
@@ -145,7 +145,9 @@ def rounded(units: int, remove: int, round_to: int, width: int, most: float) -> 
 
 def remove(module: nn.Module, removed: Sequence[tuple[Group, np.ndarray]]) -> None:
     """Take units out of a module, in place."""
-    resize.replace_tensors(module, groups_of.shrunk(module, groups_of.kept_positions(module, removed)))
+    kept = groups_of.kept_positions(module, removed)
+    resize.replace_tensors(module, groups_of.shrunk(module, kept))
+    groups_of.set_counts(module, kept)
 
 
 def prunable(module: nn.Module, inputs: tuple[Tensor, ...], exclude: tuple[str, ...] = ()) -> Analysis:

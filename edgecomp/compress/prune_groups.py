@@ -21,7 +21,20 @@ from edgecomp.compress.prune_labels import FIXED, Dims, Labels, fixed
 from edgecomp.errors import ModelError
 
 Place = tuple[str, int]
-"""A dimension of a parameter or buffer: (dotted name, dimension)."""
+"""A dimension of a parameter or buffer: (dotted name, dimension). `path#attribute` is a count of heads."""
+
+# Attributes that count attention heads, and sizes that follow them.
+HEADS = (
+    "num_heads",
+    "n_heads",
+    "n_head",
+    "nhead",
+    "heads",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_kv_heads",
+)
+_FOLLOWING = ("attn_dim", "all_head_size", "inner_dim")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +78,7 @@ def analyse(module: nn.Module, inputs: Sequence[Tensor]) -> Analysis:
     `inputs`: example tensors, batch 1. The module is not changed. Raises ModelError when torch.export
     cannot trace it.
     """
-    trace = _Trace(_export(module, inputs))
+    trace = _Trace(_export(module, inputs), module)
     trace.run()
     return trace.analysis()
 
@@ -90,7 +103,8 @@ def _export(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
 class _Trace:
     """Carries labels through the exported graph, one node after another."""
 
-    def __init__(self, program: Any) -> None:
+    def __init__(self, program: Any, module: nn.Module) -> None:
+        self.module = module
         self.graph = program.graph
         self.labels = Labels()
         self._dims: dict[Node, Any] = {}
@@ -119,6 +133,27 @@ class _Trace:
         if weight in self._name_of:
             self._scales.append(self._name_of[weight])
 
+    def heads(self, node: Node) -> dict[str, int]:
+        owner = self.module.get_submodule(self._owner(node))
+        values = {name: vars(owner).get(name) for name in HEADS}
+        config = getattr(owner, "config", None)
+        values |= {name: getattr(config, name, None) for name in HEADS if values[name] is None}
+        return {name: v for name, v in values.items() if isinstance(v, int) and v > 1}
+
+    def counted(self, node: Node, attribute: str, dim: np.ndarray) -> None:
+        owner = self._owner(node)
+        if attribute not in vars(self.module.get_submodule(owner)):
+            return  # read from a configuration that other modules share: it cannot change for one
+        name = f"{owner}#{attribute}"
+        if name in self._tensor_of:
+            self.labels.unite(self._tensor_of[name][0], dim, owner)
+        else:
+            self._tensor_of[name] = [dim]
+
+    def _owner(self, node: Node) -> str:
+        stack = node.meta.get("nn_module_stack")
+        return list(stack.values())[-1][0] if stack else ""
+
     def run(self) -> None:
         for node in self.graph.nodes:
             if node.op == "placeholder":
@@ -128,7 +163,14 @@ class _Trace:
             elif node.target is operator.getitem:
                 self._dims[node] = self._item(node)
             else:
-                self._dims[node] = prune_rules.apply(self, node)
+                self._dims[node] = self._checked(node, prune_rules.apply(self, node))
+
+    def _checked(self, node: Node, dims: Any) -> Any:
+        """A rule whose answer does not fit the node's shape is not believed: all that goes in stays."""
+        value = node.meta.get("val")
+        if not hasattr(value, "shape") or [len(d) for d in dims] == list(value.shape):
+            return dims
+        return prune_rules.opaque(self, node)
 
     def _placeholder(self, node: Node) -> Dims:
         name = self._names.get(node.name)
@@ -204,10 +246,47 @@ def kept_positions(module: nn.Module, removed: Sequence[tuple[Group, np.ndarray]
         for unit in units:
             for place, positions in group.members[int(unit)].items():
                 gone[place].update(positions)
+    sizes = {n: t.shape for n, t in tensors.items()}
+    sizes |= {n: (_count(module, n),) for n, _ in gone if "#" in n}
     return {
-        (name, axis): np.setdiff1d(np.arange(tensors[name].shape[axis]), sorted(positions))
+        (name, axis): np.setdiff1d(np.arange(sizes[name][axis]), sorted(positions))
         for (name, axis), positions in gone.items()
     }
+
+
+def _count(module: nn.Module, name: str) -> int:
+    owner, _, attribute = name.partition("#")
+    return int(getattr(module.get_submodule(owner), attribute))
+
+
+def set_counts(module: nn.Module, kept: Mapping[Place, np.ndarray]) -> None:
+    """Give attributes that count heads their new values, and the sizes that follow them."""
+    for (name, _), positions in kept.items():
+        if "#" not in name:
+            continue
+        path, _, attribute = name.partition("#")
+        owner, before = module.get_submodule(path), _count(module, name)
+        setattr(owner, attribute, len(positions))
+        for follower in _FOLLOWING if "key_value" not in attribute and "kv" not in attribute else ():
+            if isinstance(vars(owner).get(follower), int):
+                setattr(owner, follower, vars(owner)[follower] // before * len(positions))
+
+
+def counts(module: nn.Module) -> dict[str, int]:
+    """Every attribute that counts heads, or follows such a count: `path#attribute` -> value."""
+    return {
+        f"{path}#{name}": value
+        for path, owner in module.named_modules()
+        for name, value in vars(owner).items()
+        if name in (*HEADS, *_FOLLOWING) and isinstance(value, int)
+    }
+
+
+def restore_counts(module: nn.Module, values: Mapping[str, int]) -> None:
+    """Set what `counts` gave, on a fresh module of the same classes."""
+    for name, value in values.items():
+        path, _, attribute = name.partition("#")
+        setattr(module.get_submodule(path), attribute, value)
 
 
 def shrunk(module: nn.Module, kept: Mapping[Place, np.ndarray]) -> dict[str, Tensor]:
@@ -215,6 +294,8 @@ def shrunk(module: nn.Module, kept: Mapping[Place, np.ndarray]) -> dict[str, Ten
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     result: dict[str, Tensor] = {}
     for (name, axis), positions in kept.items():
+        if "#" in name:
+            continue
         tensor = result.get(name, tensors[name].detach())
         result[name] = tensor.index_select(axis, torch.from_numpy(positions))
     return result

@@ -6,7 +6,7 @@ Operations without a rule lock what goes in: nothing is pruned on a guess.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +36,12 @@ class Tracer(Protocol):
     def scaled(self, weight: Node) -> None:
         """Say that this vector is the scale of a batch normalization."""
 
+    def heads(self, node: Node) -> Mapping[str, int]:
+        """Attributes of the node's module that count attention heads, with their values."""
+
+    def counted(self, node: Node, attribute: str, dim: np.ndarray) -> None:
+        """Say that an attribute of the node's module counts the positions of this dimension."""
+
 
 Rule = Callable[[Tracer, Node], Any]
 RULES: dict[Any, Rule] = {}
@@ -61,7 +67,7 @@ def apply(tracer: Tracer, node: Node) -> Any:
         return found(tracer, node)
     if any(torch.Tag.pointwise in o.tags for o in (overload, *_overloads(_out_of_place(packet)))):
         return _pointwise(tracer, node)
-    return _opaque(tracer, node)
+    return opaque(tracer, node)
 
 
 def _out_of_place(packet: Any) -> Any:
@@ -84,7 +90,8 @@ def _tensors(node: Node) -> list[Node]:
     return [n for n in node.all_input_nodes if hasattr(n.meta.get("val"), "shape")]
 
 
-def _opaque(tracer: Tracer, node: Node) -> Any:
+def opaque(tracer: Tracer, node: Node) -> Any:
+    """Lock whatever goes into the node; nothing of its output can be removed."""
     for source in node.all_input_nodes:
         for dims in _as_list(tracer.dims(source)):
             for dim in dims:
@@ -179,7 +186,7 @@ def _linear(tracer: Tracer, node: Node) -> Dims:
 def _matmul(tracer: Tracer, node: Node) -> Any:
     a, b = tracer.dims(node.args[0]), tracer.dims(node.args[1])
     if len(a) < 2 or len(b) < 2:
-        return _opaque(tracer, node)
+        return opaque(tracer, node)
     where = tracer.where(node)
     tracer.labels.unite(a[-1], b[-2], where)
     outer = views.broadcast(tracer.labels, [a[:-2], b[:-2]], where) if len(a) + len(b) > 4 else []
@@ -189,9 +196,12 @@ def _matmul(tracer: Tracer, node: Node) -> Any:
 @rule(aten.scaled_dot_product_attention)
 def _attention(tracer: Tracer, node: Node) -> Any:
     q, k, v = (tracer.dims(n) for n in node.args[:3])
-    if len(q[-3]) != len(k[-3]):
-        return _opaque(tracer, node)
     where = tracer.where(node)
+    if len(q[-3]) != len(k[-3]):  # grouped queries: several query heads share one key head
+        repeats = len(q[-3]) // len(k[-3])
+        tracer.labels.unite(k[-3], v[-3], where)
+        shared = tracer.labels.unite(np.repeat(k[-3], repeats), q[-3], where)
+        k, v = [*k[:-3], shared, *k[-2:]], [*v[:-3], shared, *v[-2:]]
     tracer.labels.unite(q[-1], k[-1], where)
     tracer.labels.unite(k[-2], v[-2], where)
     outer = views.broadcast(tracer.labels, [q[:-2], k[:-2], v[:-2]], where)
@@ -314,7 +324,14 @@ def _reduce(tracer: Tracer, node: Node) -> Any:
 @rule(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.squeeze, aten.unsqueeze)
 @rule(aten.squeeze_)
 def _view(tracer: Tracer, node: Node) -> Dims:
-    return views.reshape(tracer.labels, tracer.dims(node.args[0]), tracer.shape(node), tracer.where(node))
+    heads, before = tracer.heads(node), tracer.dims(node.args[0])
+    where = tracer.where(node)
+    dims = views.reshape(tracer.labels, before, tracer.shape(node), where, tuple(heads.values()))
+    for attribute, count in heads.items():
+        for dim in dims:
+            if len(dim) == count and labelled(dim) and len(dims) > len(before):
+                tracer.counted(node, attribute, dim)
+    return dims
 
 
 @rule(aten.permute)
@@ -347,6 +364,8 @@ def _expand(tracer: Tracer, node: Node) -> Dims:
 @rule(aten.cat, aten.concat, aten.concatenate)
 def _cat(tracer: Tracer, node: Node) -> Dims:
     parts = [tracer.dims(n) for n in node.args[0]]
+    rank = len(tracer.shape(node))
+    parts = [p for p in parts if len(p) == rank]  # an empty cache of keys is a vector of no elements
     return views.concatenate(tracer.labels, parts, _argument(node, 1, "dim", 0), tracer.where(node))
 
 
@@ -362,6 +381,11 @@ def _stack(tracer: Tracer, node: Node) -> Dims:
 def _chunk(tracer: Tracer, node: Node) -> list[Dims]:
     axis = _argument(node, 2, "dim", 0)
     return views.chunk(tracer.labels, tracer.dims(node.args[0]), node.args[1], axis, tracer.where(node))
+
+
+@rule(aten._assert_tensor_metadata, aten._assert_scalar, aten.sym_size, aten.arange)
+def _says_nothing(tracer: Tracer, node: Node) -> Dims:
+    return fixed(tracer.shape(node))
 
 
 @rule(aten.glu)
@@ -419,7 +443,7 @@ def _recurrent(tracer: Tracer, node: Node) -> Any:
     states = node.args[1] if isinstance(node.args[1], list | tuple) else [node.args[1]]
     hidden = tracer.dims(parameters[1])[1]
     if len(parameters) != layers * directions * each or any(_given(s) for s in states):
-        return _opaque(tracer, node)
+        return opaque(tracer, node)
     inputs = x[-1]
     for layer in range(layers):
         for direction in range(directions):

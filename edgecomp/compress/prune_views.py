@@ -10,12 +10,17 @@ import numpy as np
 from edgecomp.compress.prune_labels import FIXED, Dims, Labels, labelled
 
 
-def reshape(labels: Labels, dims: Dims, shape: Sequence[int], where: str) -> Dims:
+def reshape(labels: Labels, dims: Dims, shape: Sequence[int], where: str, heads: Sequence[int] = ()) -> Dims:
     """Labels after a reshape. A prunable dimension survives when it stays whole, or is merged with or split
-    from unlabelled ones only; a reshape that cuts through it locks it."""
+    from unlabelled ones only; a reshape that cuts through it locks it.
+
+    `heads`: sizes that are numbers of attention heads. A dimension cut so that one part has such a size
+    survives there: what belongs to one head lives and dies together.
+    """
     result: Dims = []
     for before, after in _blocks([len(d) for d in dims], list(shape)):
-        result.extend(_reshape_block(labels, [dims[i] for i in before], [shape[i] for i in after], where))
+        old, new = [dims[i] for i in before], [shape[i] for i in after]
+        result.extend(_reshape_block(labels, old, new, where, heads))
     return result
 
 
@@ -46,7 +51,9 @@ def _blocks(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]
     return blocks
 
 
-def _reshape_block(labels: Labels, dims: Dims, shape: list[int], where: str) -> Dims:
+def _reshape_block(
+    labels: Labels, dims: Dims, shape: list[int], where: str, heads: Sequence[int] = ()
+) -> Dims:
     if len(dims) == 1 and len(shape) == 1:
         return dims
     carrying = [d for d in dims if labelled(d)]
@@ -65,8 +72,20 @@ def _reshape_block(labels: Labels, dims: Dims, shape: list[int], where: str) -> 
             result = [np.full(n, FIXED) for n in shape]
             result[axis] = np.moveaxis(spread, axis, 0).reshape(size, -1)[:, 0]
             return result
+    for axis, size in enumerate(shape):
+        if size > 1 and size in heads:
+            return _by_head(labels, spread, axis, where)
     labels.lock(flat, f"is cut into {' x '.join(map(str, shape))} at {where}")
     return [np.full(n, FIXED) for n in shape]
+
+
+def _by_head(labels: Labels, spread: np.ndarray, axis: int, where: str) -> Dims:
+    rows = np.moveaxis(spread, axis, 0).reshape(spread.shape[axis], -1)
+    for column in rows.T[1:]:
+        labels.unite(rows[:, 0], column, where)
+    result = [np.full(n, FIXED) for n in spread.shape]
+    result[axis] = rows[:, 0]
+    return result
 
 
 def _flatten(dims: Dims) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -92,7 +92,7 @@ def trained(
     if data.train is None:
         raise DataError(f"step {name!r} needs training data: give the recipe `data: train:`, or --data")
     module = copy.deepcopy(candidate.module)
-    sparse = any(r.name == "prune-magnitude" for r in candidate.history)
+    sparse = any(r.name in ("prune-magnitude", "prune-movement") for r in candidate.history)
     notes = fit(module, data.train, settings, objective, _masks(module) if sparse else {})
     record = StepRecord(name, "train", asdict(settings), notes)
     return replace(candidate, module=module, history=(*candidate.history, record))
@@ -104,11 +104,13 @@ def fit(
     settings: Training,
     objective: Objective,
     masks: Mapping[str, Tensor] | None = None,
+    after_update: Callable[[], None] | None = None,
 ) -> tuple[str, ...]:
     """Train `module` in place, leave it in eval mode with the best epoch's weights, and say what was done.
 
-    `masks`: parameter name -> 0/1 tensor; weights at 0 stay zero (pruned ones). Seeded: the same module,
-    data, settings and thread count give the same weights.
+    `masks`: parameter name -> 0/1 tensor; weights at 0 stay zero (pruned ones). `after_update`: called after
+    every update, gradients still there. Seeded: the same module, data, settings and thread count give the
+    same weights.
     """
     held_out, rest = _sizes(source, settings)
     optimizer = _optimizer(module, settings)
@@ -120,6 +122,8 @@ def fit(
         torch.manual_seed(settings.seed)
         _to_channels_last(module)
         optimizer.register_step_post_hook(lambda *_: _apply_masks(module, masks or {}))
+        if after_update is not None:
+            optimizer.register_step_post_hook(lambda *_: after_update())
         for epoch in range(1, settings.epochs + 1):
             module.train()
             loss = _epoch(module, source, settings, objective, optimizer, schedule, epoch)

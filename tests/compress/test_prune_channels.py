@@ -72,6 +72,50 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(F.relu(self.input(x)))[0][:, -1])
 
 
+class FusedAttention(nn.Module):
+    """As in ViT: one projection for queries, keys and values, cut into heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.attn_dim = 4, 6, 24
+        self.embed = nn.Linear(6, 20)
+        self.qkv = nn.Linear(20, 72)
+        self.proj = nn.Linear(24, 20)
+        self.head = nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        n, length, _ = x.shape
+        q, k, v = (
+            self.qkv(x).reshape(n, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        attention = (q @ k.transpose(-2, -1) / 6**0.5).softmax(dim=-1)
+        x = x + self.proj((attention @ v).transpose(1, 2).reshape(n, length, self.attn_dim))
+        return self.head(x.mean(1))
+
+
+class GroupedQuery(nn.Module):
+    """As in Llama: four query heads share one key and value head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.num_key_value_heads = 8, 2
+        self.q, self.k, self.v = nn.Linear(6, 32), nn.Linear(6, 8), nn.Linear(6, 8)
+        self.proj = nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q = self.q(x).view(n, length, self.num_heads, 4).transpose(1, 2)
+        k, v = (
+            layer(x).view(n, length, self.num_key_value_heads, 4).transpose(1, 2)[:, :, None]
+            .expand(n, self.num_key_value_heads, 4, length, 4)
+            .reshape(n, self.num_key_value_heads * 4, length, 4)
+            for layer in (self.k, self.v)
+        )  # fmt: skip
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(n, length, -1)).mean(1)
+
+
 class FixedWidth(nn.Module):
     """Its own code holds a channel count that no trace shows."""
 
@@ -95,6 +139,8 @@ CASES = {
     "concatenation": (Concatenation, IMAGE),
     "lstm": (lambda: Recurrent(nn.LSTM), (1, 5, 6)),
     "gru": (lambda: Recurrent(nn.GRU), (1, 5, 6)),
+    "attention": (FusedAttention, (1, 5, 6)),
+    "grouped-query": (GroupedQuery, (1, 5, 6)),
     "demo": (FashionNet, (1, 1, 28, 28)),
 }
 
@@ -116,7 +162,7 @@ def cut(module: nn.Module, removed: list[tuple[prune_groups.Group, np.ndarray]])
     for group, units in removed:
         for unit in units:
             for (name, axis), positions in group.members[int(unit)].items():
-                if not name.endswith("running_var"):
+                if not name.endswith("running_var") and "#" not in name:
                     tensors[name].data.index_fill_(axis, torch.tensor(positions), 0.0)
     return result
 
@@ -150,6 +196,15 @@ def test_grouped_convolution_loses_the_same_channel_of_every_group() -> None:
     outputs = next(g for g in analysis.groups if ("grouped.weight", 0) in g.producers)
     assert outputs.members[0][("grouped.weight", 0)] == (0, 8, 16, 24)
     assert outputs.channels == 32 and len(outputs) == 8
+
+
+def test_query_heads_go_with_the_key_head_that_they_share() -> None:
+    module = GroupedQuery().eval()
+    (group,) = prune_groups.analyse(module, (torch.zeros(1, 5, 6),)).groups
+    assert group.members[1][("k.weight", 0)] == (4, 5, 6, 7)
+    assert group.members[1][("q.weight", 0)] == tuple(range(16, 32))
+    remove(module, [(group, np.array([0]))])
+    assert (module.num_heads, module.num_key_value_heads) == (4, 1)
 
 
 def test_the_module_still_trains_and_reports_its_own_shapes() -> None:

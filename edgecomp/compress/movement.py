@@ -1,0 +1,89 @@
+"""Movement pruning: weights that training moves towards zero become zero, while it trains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from edgecomp.compress.macs import count_parameters
+from edgecomp.compress.magnitude import WEIGHTED
+from edgecomp.compress.train import Training, check, first_output, fit, task_loss
+from edgecomp.errors import DataError, ModelError
+from edgecomp.spec import Candidate, Data, StepRecord
+
+
+@dataclass(frozen=True)
+class PruneMovement(Training):
+    """Zero weights by the sign of their movement (Sanh, Wolf and Rush 2020, eq. 1 and 2, hard version).
+
+    A weight's score falls by w * dL/dw at every update: it is high where training moves the weight away from
+    zero. The share `sparsity` with the lowest scores over all layers is zero; it grows cubically from 0 in
+    the first half of the updates (Zhu and Gupta 2017) and stays. A zeroed weight's score rests: it starts
+    again from zero once the scores of others fall below its own.
+    """
+
+    sparsity: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("sparsity", self.sparsity, 0 < self.sparsity < 1, "between 0 and 1")
+
+    def __call__(self, candidate: Candidate, data: Data) -> Candidate:
+        if candidate.quantization is not None:
+            raise ModelError("prune-movement comes after quantize, whose weights are fixed; put it before")
+        if data.train is None:
+            raise DataError("prune-movement needs training data: give the recipe `data: train:`")
+        module = copy.deepcopy(candidate.module)
+        weights = {f"{n}.weight": m.weight for n, m in module.named_modules() if isinstance(m, WEIGHTED)}
+        updates = self.epochs * max(1, -(-len(data.train) // self.batch_size))
+        mover = Mover({n.removeprefix("."): w for n, w in weights.items()}, self.sparsity, updates)
+
+        def objective(net: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
+            return task_loss(first_output(net, inputs), targets, self.label_smoothing)
+
+        # The last epoch is kept: earlier ones have not reached the sparsity.
+        notes = fit(module, data.train, replace(self, validation=0.0), objective, after_update=mover)
+        mover.zero()
+        total, nonzero = count_parameters(module)
+        notes = (*notes, f"{total - nonzero:,} of {total:,} parameters are zero")
+        record = StepRecord("prune-movement", "prune", asdict(self), notes)
+        return replace(candidate, module=module, history=(*candidate.history, record))
+
+
+class Mover:
+    """Scores of weights, updated after each training step; the lowest are set to zero."""
+
+    def __init__(self, weights: Mapping[str, Tensor], sparsity: float, updates: int) -> None:
+        self.weights = dict(weights)
+        self.scores = {n: torch.zeros_like(w) for n, w in self.weights.items()}
+        self.masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in self.weights.items()}
+        self.sparsity, self.growing, self.done = sparsity, max(1, updates // 2), 0
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        self.done += 1
+        for name, weight in self.weights.items():
+            if weight.grad is not None:
+                self.scores[name] -= weight * weight.grad
+        share = min(1.0, self.done / self.growing)
+        self._choose(self.sparsity * (1 - (1 - share) ** 3))
+        self.zero()
+
+    @torch.no_grad()
+    def zero(self) -> None:
+        for name, weight in self.weights.items():
+            weight.mul_(self.masks[name])
+
+    def _choose(self, sparsity: float) -> None:
+        flat = torch.cat([s.flatten() for s in self.scores.values()])
+        count = round(len(flat) * sparsity)
+        keep = torch.ones(len(flat), dtype=torch.bool)
+        keep[torch.argsort(flat, stable=True)[:count]] = False
+        start = 0
+        for name, score in self.scores.items():
+            self.masks[name] = keep[start : start + score.numel()].view_as(score)
+            start += score.numel()
