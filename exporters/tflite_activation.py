@@ -48,9 +48,15 @@ def leaky_relu(ctx: Lowering, node: Node) -> Value:
 
 @lowers(aten.hardswish.default)
 def hardswish(ctx: Lowering, node: Node) -> Value:
-    if ctx.is_integer(node) and ctx.numerics.activation_bits == 16:
+    if ctx.is_integer(node) and (ctx.numerics.activation_bits == 16 or _is_finer(ctx, node)):
         return by_table(ctx, node, lambda x: x * np.clip(x + 3, 0, 6) / 6)
     return unary(ctx, node, "HARD_SWISH", "HardSwishOptions")
+
+
+def _is_finer(ctx: Lowering, node: Node) -> bool:
+    """Is the output's scale so fine that HARD_SWISH does not prepare (from 128 times on)?"""
+    before, after = ctx.input(node, args(node)[0], keep_order=True).tensor.quant, ctx.quant_of(node)
+    return before is not None and after is not None and bool(before.scale[0] > 64 * after.scale[0])
 
 
 @lowers(aten.gelu.default)

@@ -1,13 +1,30 @@
-"""What a finished draft must hold: no float in an integer file unless the plan says so."""
+"""What an integer file must hold: scales that the kernels take, and no float unless the plan says so."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 from edgecomp.exporters.tflite_file import Draft, Op, Tensor
+from edgecomp.exporters.tflite_table import Unsupported
 
 _FLOATS = ("float32", "float16")
 _BORDERS = ("QUANTIZE", "DEQUANTIZE")
+
+
+# Output steps that one step of the operands may be: XNNPACK refuses to prepare a convolution above the
+# first, and the kernels of ADD and SUB abort the process above 2^20 (LiteRT 2.3.0).
+LARGEST_PRODUCT = 2.0**8
+LARGEST_TERM = 2.0**16
+
+
+def check_scale(step: float, output_scale: float, limit: float) -> None:
+    """Raise Unsupported when `step`, one step of what is computed, is `limit` output steps or more."""
+    if step >= limit * output_scale:
+        raise Unsupported(
+            f"the scale of its output is {output_scale:g}, and what it computes has steps of {step:g}; "
+            f"runtimes take less than {limit:g} times. Its output was zero in calibration: calibrate with "
+            "other data, or remove the layer"
+        )
 
 
 def float_operations(draft: Draft) -> list[tuple[str, str]]:

@@ -151,6 +151,7 @@ def convolve(
         "dilationWFactor": window.dilation[1],
         "fusedActivationFunction": activation(ctx.fused_activation(node)),
     }
+    weights.check_multiplier(x, weight, made)
     biases = weights.bias(ctx, node, bias, x, weight, order)
     if depthwise:
         kernel = weights.store(ctx, weight, lambda w: w.transpose(1, 2, 3, 0), 3)
@@ -267,6 +268,7 @@ def _deconvolve(
     kernel = weights.store(ctx, weight, lambda w: w.transpose(1, 2, 3, 0), 0)
     biases = weights.store_bias(ctx, node, name, array, x, weight)
     whole = ctx.result(node, (x.shape[0], *full, channels))
+    weights.check_multiplier(x, weight, whole)
     shape = ctx.numbers(whole.shape, "shape")
     ctx.draft.emit(
         "TRANSPOSE_CONV", [shape, kernel, x, biases], [whole], "TransposeConvOptions",

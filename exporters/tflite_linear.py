@@ -39,6 +39,7 @@ def _fully_connected(ctx: Lowering, node: Node, x: Tensor, weight: Weight, bias:
     biases = None if bias is None else weights.bias(ctx, node, bias, x, weight, None)
     stored = ctx.shape_of(node)
     made = ctx.result(node, stored)
+    weights.check_multiplier(x, weight, made)
     hybrid = x.dtype == "float32" and kernel.dtype in ("int8", "int4")
     ctx.draft.emit(
         "FULLY_CONNECTED", [x, kernel, biases], [made], "FullyConnectedOptions",

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from edgecomp.exporters import tflite_layout as layout
+from edgecomp.exporters.tflite_check import LARGEST_TERM, check_scale
 from edgecomp.exporters.tflite_file import Tensor, activation, type_of
 from edgecomp.exporters.tflite_lower import Lowering, Value
 from edgecomp.exporters.tflite_shape import common_layout
@@ -71,6 +72,9 @@ def binary(
             "it makes real numbers of integers, which only a float operation does; "
             "exclude its module from quantization"
         )
+    if made.quant is not None and code in ("ADD", "SUB"):
+        coarsest = max(float(s.quant.scale[0]) for s in sides if s.quant is not None)
+        check_scale(coarsest, float(made.quant.scale[0]), LARGEST_TERM)
     if same_scale:
         sides = [ctx.requantized(node, s, made.quant) for s in sides]
     options: dict[str, Any] = (

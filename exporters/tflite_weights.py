@@ -9,6 +9,7 @@ import numpy as np
 from torch.fx import Node
 
 from edgecomp.exporters import tflite_numerics as numerics_of
+from edgecomp.exporters.tflite_check import LARGEST_PRODUCT, check_scale
 from edgecomp.exporters.tflite_file import Quant, Tensor
 from edgecomp.exporters.tflite_lower import Lowering
 from edgecomp.exporters.tflite_table import Unsupported
@@ -116,6 +117,13 @@ def store(ctx: Lowering, weight: Weight, arrange: Callable[[np.ndarray], np.ndar
         scale = np.broadcast_to(weight.scale.astype(np.float32), (weight.channels,)).copy()
         quant = Quant(scale, np.zeros(scale.shape, np.int64), axis)
     return ctx.draft.constant(array.astype(np.int8), weight.name, dtype, quant)
+
+
+def check_multiplier(x: Tensor, weight: Weight, made: Tensor) -> None:
+    """Raise Unsupported where the output's scale is far too fine for what the layer computes."""
+    if x.quant is not None and made.quant is not None and weight.scale is not None:
+        step = float(x.quant.scale[0]) * float(weight.scale.max())
+        check_scale(step, float(made.quant.scale[0]), LARGEST_PRODUCT)
 
 
 def bias(
