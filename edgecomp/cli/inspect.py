@@ -18,7 +18,9 @@ from edgecomp.cli.common import artifact_argument, json_option, show
 from edgecomp.errors import ArtifactError, MissingError
 from edgecomp.spec import OpPlacement, Session, TensorSpec
 
-_INTEGER_TARGETS = {"tflite-int8", "tflite-int16x8", "onnx-qdq", "tensorrt-int8"}
+# Targets whose every operation has integer types in the file. In a QDQ file an operation has float types and
+# stands between DequantizeLinear and QuantizeLinear; the runtime makes one integer kernel of the three.
+_INTEGER_TARGETS = {"tflite-int8", "tflite-int16x8"}
 
 
 def facts(path: Path) -> dict[str, Any]:
@@ -31,6 +33,8 @@ def facts(path: Path) -> dict[str, Any]:
     notes = [] if manifest.path_of(path).exists() else ["no manifest beside it: made by another tool"]
     if note:
         notes.append(note)
+    if told["target"] == "onnx-qdq":
+        notes.append("QDQ: the runtime makes one integer kernel of a float op between two pairs")
     if session and told["inputs"] is None:
         told["inputs"] = [asdict(t) for t in session.inputs]
         told["outputs"] = [asdict(t) for t in session.outputs]
@@ -149,9 +153,9 @@ def _ops(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _left_float(shown: dict[str, Any]) -> list[Text]:
-    lines = [Text(f"stayed float: {r['op']} of {r['module']}: {r['reason']}") for r in shown["skipped"]]
+    lines = [Text(f"not as asked: {r['op']} of {r['module']}: {r['reason']}") for r in shown["skipped"]]
     lines += [Text(f"float, no reason recorded: {name}") for name in shown["float_without_reason"]]
-    return lines or [Text("stayed float: nothing listed")]
+    return lines or [Text("nothing was skipped or left in float")]
 
 
 @click.command("inspect")
