@@ -23,6 +23,8 @@ _EXTRA_OF = {
     "tensorrt": "onnx",
     "ssh": "ssh",
     "adb": "adb",
+    "jetson": "ssh",
+    "apple": "ssh",
 }
 _KIND_OF = {
     "exporters": "target",

@@ -50,6 +50,7 @@ LIBRARIES = {
     "devices": {"numpy", "platformdirs"},
     "devices/ssh": {"paramiko"},
     "devices/adb": {"adbutils"},
+    "devices/apple": {"coremltools"},
     "devices/agent": {"ai_edge_litert", "tflite_runtime", "tensorflow", "onnxruntime"},
     "calibration_data": {"numpy", "PIL"},
     "parity": {"numpy", "torch"},
