@@ -5,14 +5,20 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch.fx import GraphModule
 
-from edgecomp.compress import observe, plan, scales
+from edgecomp.compress import observe, plan, rounding, scales
 from edgecomp.errors import DataError, InputError
 from edgecomp.graph import capture
-from edgecomp.spec import Candidate, Data, DataSource, StepRecord
+from edgecomp.spec import Candidate, Data, DataSource, StepRecord, TensorQuantization
+
+Rounding = Literal["nearest", "gptq"]
+
+_ROUNDING_SAMPLES = 32
+"""Samples that the rounding sees: they are held at once, so memory grows with them."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +26,15 @@ class Quantize:
     """Post-training static quantization: int8 weights per channel, int8 activations per tensor.
 
     `observer`: minmax, moving-average, percentile, entropy or mse. `samples`: how many calibration samples
-    are used. `weight_bits`: 4 or 8. `activation_bits`: 8 or 16. `exclude`: patterns of module names (or
-    `type:conv2d`) that stay float; each is listed in the plan with its reason.
+    are used. `rounding`: "gptq" rounds weights with their inputs in view and mends biases (32 samples at
+    most), "nearest" is plain. `weight_bits`: 4 or 8. `activation_bits`: 8 or 16. `exclude`: patterns of
+    module names (or `type:conv2d`) that stay float; each is listed in the plan with its reason.
     """
 
     observer: observe.Observer = "minmax"
     percentile: float = 99.99
     samples: int = 128
+    rounding: Rounding = "gptq"
     weight_bits: int = 8
     activation_bits: int = 8
     exclude: tuple[str, ...] = ()
@@ -36,6 +44,10 @@ class Quantize:
             raise InputError(f"weight_bits is {self.weight_bits}; expected 4 or 8")
         if self.activation_bits not in (8, 16):
             raise InputError(f"activation_bits is {self.activation_bits}; expected 8 or 16")
+        if self.rounding not in get_args(Rounding):
+            raise InputError(
+                f"rounding is {self.rounding!r}; expected one of {', '.join(get_args(Rounding))}"
+            )
         if self.samples < 1:
             raise InputError(f"samples is {self.samples}; expected at least 1")
         self.observer_settings()
@@ -56,8 +68,9 @@ class Quantize:
         graph_module = capture(candidate.module, example_inputs(candidate))
         ranges, groups = self._ranges(graph_module, source)
         decided = plan.activations(groups, ranges, plan.activation_spec(self.activation_bits))
-        rounded = plan.weights(graph_module, decided, {}, self.weight_bits)
-        quantization = plan.assemble(graph_module, decided, rounded, excluded(graph_module, self.exclude))
+        floats = excluded(graph_module, self.exclude)
+        rounded = self._round(graph_module, source, decided, floats)
+        quantization = plan.assemble(graph_module, decided, rounded, floats)
         notes = tuple(f"{name} stays float: {why}" for name, why in quantization.float_nodes.items())
         record = StepRecord("quantize", "quantize", asdict(self), notes)
         return replace(
@@ -67,6 +80,18 @@ class Quantize:
             history=(*candidate.history, record),
             original=candidate.original if candidate.original is not None else candidate.module,
         )
+
+    def _round(
+        self,
+        graph_module: GraphModule,
+        source: DataSource,
+        decided: Mapping[str, TensorQuantization],
+        floats: Mapping[str, str],
+    ) -> dict[str, TensorQuantization]:
+        if self.rounding == "nearest":
+            return plan.weights(graph_module, decided, {}, self.weight_bits)
+        samples = list(observe.tensor_batches(source, min(self.samples, _ROUNDING_SAMPLES)))
+        return rounding.round_by_inputs(graph_module, samples, decided, floats, self.weight_bits)
 
     def _ranges(
         self, graph_module: GraphModule, source: DataSource

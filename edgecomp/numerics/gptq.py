@@ -1,0 +1,79 @@
+"""Rounding that knows the inputs: second-order (GPTQ) rounding of weights on a fixed grid.
+
+Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+ICLR 2023, algorithm 1 (columns in order of falling diagonal, errors spread by the inverse Hessian).
+
+Shapes: weights [groups, out, d], Hessians (sums of x x^T over inputs) [groups, d, d], scales [groups, out].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_DAMPING = 0.01
+"""Share of the mean diagonal that is added to a Hessian, as in the GPTQ paper."""
+_BLOCK = 64
+
+
+def damped(hessian: np.ndarray, share: float = _DAMPING) -> np.ndarray:
+    """Hessian plus `share` of its mean diagonal, so that it can be inverted; float64."""
+    result = hessian.astype(np.float64).copy()
+    d = result.shape[-1]
+    mean = np.einsum("gii->g", result) / d
+    result[:, np.arange(d), np.arange(d)] += np.maximum(share * mean, 1e-12)[:, None]
+    return result
+
+
+def clipped_scales(
+    weight: np.ndarray, hessian: np.ndarray, qmax: int, shares: tuple[float, ...]
+) -> np.ndarray:
+    """For each output the scale, among `shares` of min-max, with the least error on the inputs: e H e^T."""
+    largest = np.abs(weight).max(axis=2)
+    best, best_error = largest / qmax, np.full(largest.shape, np.inf)
+    for share in shares:
+        scale = np.maximum(largest * share / qmax, 2.0**-40)
+        error = weight - nearest(weight, scale, qmax) * scale[:, :, None]
+        cost = np.einsum("god,god->go", error @ hessian, error)
+        better = cost < best_error
+        best, best_error = np.where(better, scale, best), np.where(better, cost, best_error)
+    return np.maximum(best, 2.0**-40)
+
+
+def nearest(weight: np.ndarray, scale: np.ndarray, qmax: int) -> np.ndarray:
+    return np.clip(np.rint(weight / scale[:, :, None]), -qmax, qmax)
+
+
+def round_weights(weight: np.ndarray, hessian: np.ndarray, scale: np.ndarray, qmax: int) -> np.ndarray:
+    """Integers [groups, out, d] with a small error on the inputs: each column's error moves to later ones."""
+    order = np.argsort(-np.einsum("gii->gi", hessian), axis=1)
+    rows = np.arange(len(order))[:, None]
+    sorted_weight = np.take_along_axis(weight.astype(np.float64), order[:, None, :], axis=2)
+    sorted_hessian = damped(hessian)[rows[:, :, None], order[:, :, None], order[:, None, :]]
+    factor = _upper_factor(sorted_hessian)
+    integers = _sweep(sorted_weight, factor, scale, qmax)
+    return np.take_along_axis(integers, np.argsort(order, axis=1)[:, None, :], axis=2).astype(np.int32)
+
+
+def _upper_factor(hessian: np.ndarray) -> np.ndarray:
+    """Upper Cholesky factor of the inverse Hessian."""
+    inverse = np.linalg.inv(hessian)
+    inverse = (inverse + inverse.transpose(0, 2, 1)) / 2
+    return np.linalg.cholesky(inverse).transpose(0, 2, 1)
+
+
+def _sweep(weight: np.ndarray, factor: np.ndarray, scale: np.ndarray, qmax: int) -> np.ndarray:
+    """Round column by column; within a block errors move at once, beyond it once a block."""
+    weight = weight.copy()
+    integers = np.zeros_like(weight)
+    d = weight.shape[2]
+    for start in range(0, d, _BLOCK):
+        stop = min(start + _BLOCK, d)
+        errors = np.zeros((*weight.shape[:2], stop - start))
+        for j in range(start, stop):
+            column = np.clip(np.rint(weight[:, :, j] / scale), -qmax, qmax)
+            integers[:, :, j] = column
+            error = (weight[:, :, j] - column * scale) / factor[:, None, j, j]
+            weight[:, :, j:stop] -= error[:, :, None] * factor[:, None, j, j:stop]
+            errors[:, :, j - start] = error
+        weight[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+    return integers
