@@ -78,13 +78,20 @@ class Finetune(Training):
         def objective(module: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
             return task_loss(first_output(module, inputs), targets, self.label_smoothing)
 
-        return trained(candidate, data, self, objective, name="finetune")
+        return trained(candidate, data, self, lambda module: (objective, None), "finetune")
 
 
 def trained(
-    candidate: Candidate, data: Data, settings: Training, objective: Objective, name: str
+    candidate: Candidate,
+    data: Data,
+    settings: Training,
+    make_objective: Callable[[nn.Module], tuple[Objective, nn.Module | None]],
+    name: str,
 ) -> Candidate:
-    """A candidate whose module is a trained copy; the step's best epoch stands in the notes."""
+    """A candidate whose module is a trained copy; the step's best epoch stands in the notes.
+
+    `make_objective` takes that copy and gives the loss, and a module of further parameters to train or None.
+    """
     if candidate.quantization is not None:
         raise ModelError(
             f"step {name!r} comes after quantize, whose weights are fixed; put it before quantize"
@@ -93,7 +100,9 @@ def trained(
         raise DataError(f"step {name!r} needs training data: give the recipe `data: train:`, or --data")
     module = copy.deepcopy(candidate.module)
     sparse = any(r.name in ("prune-magnitude", "prune-movement") for r in candidate.history)
-    notes = fit(module, data.train, settings, objective, _masks(module) if sparse else {})
+    objective, beside = make_objective(module)
+    masks = _masks(module) if sparse else {}
+    notes = fit(module, data.train, settings, objective, masks, beside=beside)
     record = StepRecord(name, "train", asdict(settings), notes)
     return replace(candidate, module=module, history=(*candidate.history, record))
 
@@ -105,15 +114,16 @@ def fit(
     objective: Objective,
     masks: Mapping[str, Tensor] | None = None,
     after_update: Callable[[], None] | None = None,
+    beside: nn.Module | None = None,
 ) -> tuple[str, ...]:
     """Train `module` in place, leave it in eval mode with the best epoch's weights, and say what was done.
 
     `masks`: parameter name -> 0/1 tensor; weights at 0 stay zero (pruned ones). `after_update`: called after
-    every update, gradients still there. Seeded: the same module, data, settings and thread count give the
-    same weights.
+    every update, gradients still there. `beside`: trained with the module, and then left. Seeded: the same
+    module, data, settings and thread count give the same weights.
     """
     held_out, rest = _sizes(source, settings)
-    optimizer = _optimizer(module, settings)
+    optimizer = _optimizer(module, settings, beside)
     updates = settings.epochs * max(1, math.ceil(rest / settings.batch_size))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, updates, settings.warmup))
     best: tuple[float, float] | None = None
@@ -204,9 +214,13 @@ def _part(
             yield Batch(tuple(a[chosen] for a in batch.inputs), targets)
 
 
-def _optimizer(module: nn.Module, settings: Training) -> torch.optim.Optimizer:
+def _optimizer(
+    module: nn.Module, settings: Training, beside: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """Weight decay on matrices and kernels only; biases, norms and other vectors are left free."""
     trainable = [p for p in module.parameters() if p.requires_grad]
+    if trainable and beside is not None:
+        trainable += list(beside.parameters())
     if not trainable:
         raise ModelError("the model has no trainable parameter; expected at least one with requires_grad")
     groups: list[dict[str, Any]] = [
