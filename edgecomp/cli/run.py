@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgecomp.cli.common import json_option, out_option, show
+from edgecomp.cli.threads import wait_without_spinning
 from edgecomp.errors import GateFailed
 
 
@@ -27,6 +28,7 @@ def command(recipe: Path, out: Path | None, resume: bool, json_path: str | None)
     Everything is checked before the first step. The ledger is written after every step, so a run that was
     interrupted goes on with --resume. The exit code is 1 when a gate fails.
     """
+    wait_without_spinning()
     from edgecomp import pipeline
     from edgecomp.recipe import read
 

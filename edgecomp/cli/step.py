@@ -51,6 +51,7 @@ def run(name: str, facts: Mapping[str, Any], extra: Mapping[str, Any], teacher: 
 
     `extra`: settings that the command has options of its own for; None means not given.
     """
+    wait_without_spinning()
     from edgecomp.pipeline_single import Model, Sources, one_step
 
     settings = {**parse_settings(facts["settings"]), **{k: v for k, v in extra.items() if v is not None}}
