@@ -124,15 +124,32 @@ def scatter(
     x = Axis(*spread(xs, zero=True), _LEFT, WIDTH - _RIGHT)
     y = Axis(*spread(ys), height - _BOTTOM, _TOP)
     parts = _grid(x, y, x_title, y_title, height)
+    taken: list[tuple[float, float, float]] = []
     if reference:
-        level = y.to(reference[1])
-        parts.append(tag("line", x1=x.start, x2=x.end, y1=level, y2=level, class_="reference"))
-        parts.append(tag("text", reference[0], x=x.end, y=level - 6, class_="label end"))
-    taken = [(y.to(reference[1]) - 10, x.end - 7 * len(reference[0]), x.end)] if reference else []
+        parts += _reference(reference, x, y, points, taken)
     for point in sorted(points, key=lambda p: p.y, reverse=True):
         parts += _dot(point, x, y)
         parts.append(_name(point, x, y, taken))
     return picture(parts, height, title)
+
+
+def _reference(
+    reference: tuple[str, float],
+    x: Axis,
+    y: Axis,
+    points: Sequence[Point],
+    taken: list[tuple[float, float, float]],
+) -> list[Markup]:
+    """A dashed line with its name above it, at the end where no dot is in the way."""
+    name, level, length = reference[0], y.to(reference[1]), 7.0 * len(reference[0])
+    crowded = any(abs(y.to(p.y) - level) < 24 and x.to(p.x) > x.end - length - 12 for p in points)
+    begin = x.start + 4 if crowded else x.end - length
+    taken.append((level - 10, begin, begin + length))
+    where = {"x": x.start + 4, "class_": "label start"} if crowded else {"x": x.end, "class_": "label end"}
+    return [
+        tag("line", x1=x.start, x2=x.end, y1=level, y2=level, class_="reference"),
+        tag("text", name, y=level - 6, **where),
+    ]
 
 
 def _dot(point: Point, x: Axis, y: Axis) -> list[Markup]:

@@ -94,7 +94,7 @@ def _settings(row: Mapping[str, Any]) -> str:
     kind, settings = row.get("kind"), row.get("settings") or {}
     shown = [f"{key} {_short(value)}" for key, value in settings.items() if value not in _EMPTY]
     words = [str(kind)] if kind and kind != row.get("name") else []
-    return ", ".join(words + shown)
+    return ", ".join(words + shown[:6]) + (", \u2026" if len(shown) > 6 else "")
 
 
 def _short(value: Any) -> str:

@@ -64,6 +64,13 @@ def test_names_of_dots_at_one_place_do_not_cover_one_another() -> None:
     assert len(gaps) == 3 and min(gaps) >= 15
 
 
+@pytest.mark.parametrize(("across", "where"), [(1.0, "label end"), (10.0, "label start")])
+def test_the_name_of_the_reference_stands_where_no_dot_is(across: float, where: str) -> None:
+    points = [Point("a", across, 93.1), Point("b", 10.0, 80.0)]
+    picture = plots.scatter(points, x_title="x", y_title="y", title="t", reference=("float model", 93.0))
+    assert next(e for e in elements(picture, "text") if e.text == "float model").get("class") == where
+
+
 def test_names_stay_inside_the_picture() -> None:
     name = "a-name-of-some-length"
     picture = plots.scatter([Point(name, 1.0, 1.0)], x_title="x", y_title="y", title="t")
