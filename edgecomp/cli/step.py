@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgecomp.cli.common import data_option, json_option, model_argument, parse_settings, set_option, show
+from edgecomp.cli.threads import wait_without_spinning
 
 F = TypeVar("F", bound=Callable[..., Any])
 
