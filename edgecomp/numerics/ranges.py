@@ -17,11 +17,11 @@ def percentile(counts: np.ndarray, low: float, high: float, keep: float) -> Rang
     """The range that holds the central `keep` percent of the values; each tail loses half of the rest."""
     if not 50.0 < keep <= 100.0:
         raise ValueError(f"percentile is {keep}; expected more than 50 and at most 100")
-    cumulative = np.cumsum(counts, dtype=np.float64) / max(counts.sum(), 1)
-    tail = (1.0 - keep / 100.0) / 2.0
+    cumulative = np.cumsum(counts, dtype=np.float64)
+    tail = cumulative[-1] * (100.0 - keep) / 200.0
     edges = np.linspace(low, high, len(counts) + 1)
     first = int(np.searchsorted(cumulative, tail, side="right"))
-    last = int(np.searchsorted(cumulative, 1.0 - tail, side="left"))
+    last = int(np.searchsorted(cumulative, cumulative[-1] - tail, side="left"))
     return float(edges[min(first, len(counts) - 1)]), float(edges[min(last, len(counts) - 1) + 1])
 
 
@@ -65,9 +65,9 @@ def entropy(counts: np.ndarray, low: float, high: float, spec: QuantSpec, steps:
     edges = np.linspace(low, high, len(counts) + 1)
     best, best_divergence = (low, high), np.inf
     for fraction in np.linspace(0.3, 1.0, steps):
-        first = int(np.searchsorted(edges, low * fraction, side="right")) - 1
-        last = int(np.searchsorted(edges, high * fraction, side="left"))
-        first, last = max(first, 0), min(max(last, first + 1), len(counts))
+        first = max(int(np.searchsorted(edges, low * fraction, side="right")) - 1, 0)
+        first = min(first, len(counts) - 1)
+        last = min(max(int(np.searchsorted(edges, high * fraction, side="left")), first + 1), len(counts))
         divergence = _divergence(counts, first, last, levels)
         if divergence <= best_divergence:
             best, best_divergence = (float(edges[first]), float(edges[last])), divergence
