@@ -13,9 +13,12 @@ import numpy as np
 from PIL import Image
 
 SKIMAGE = (
-    "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png coins.png grass.png "
-    "gravel.png horse.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png page.png retina.jpg rocket.jpg"
-).split()
+    "astronaut.png", "brick.png", "camera.png", "cell.png",
+    "chelsea.png", "clock_motion.png", "coffee.png", "coins.png",
+    "grass.png", "gravel.png", "horse.png", "hubble_deep_field.jpg",
+    "ihc.png", "moon.png", "motorcycle_left.png", "page.png",
+    "retina.jpg", "rocket.jpg",
+)  # fmt: skip
 
 
 def folder_of(package: str) -> Path:

@@ -83,7 +83,12 @@ def test_batch_norm_is_folded_by_hand_computed_numbers() -> None:
         (lambda: nn.Conv2d(4, 4, 3, groups=4), lambda: nn.BatchNorm2d(4), (1, 4, 5, 5), "conv2d.default"),
         (lambda: nn.Conv1d(4, 6, 3), lambda: nn.BatchNorm1d(6), (1, 4, 9), "conv1d.default"),
         (lambda: nn.Linear(4, 6), lambda: nn.BatchNorm1d(6), (1, 4), "linear.default"),
-        (lambda: nn.ConvTranspose2d(4, 6, 3), lambda: nn.BatchNorm2d(6), (1, 4, 5, 5), "conv_transpose2d.input"),
+        (
+            lambda: nn.ConvTranspose2d(4, 6, 3),
+            lambda: nn.BatchNorm2d(6),
+            (1, 4, 5, 5),
+            "conv_transpose2d.input",
+        ),
         (
             lambda: nn.ConvTranspose2d(4, 6, 3, 2, groups=2, bias=False),
             lambda: nn.BatchNorm2d(6),
