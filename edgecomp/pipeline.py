@@ -14,7 +14,14 @@ import torch
 from edgecomp import checkpoint, files, ledger, models, progress, registry
 from edgecomp import pipeline_export as exporting
 from edgecomp import pipeline_steps as stepping
-from edgecomp.errors import DeviceError, GateFailed, InputError, MissingError, RecipeError
+from edgecomp.errors import (
+    DeviceError,
+    EdgecompError,
+    GateFailed,
+    InputError,
+    MissingError,
+    RecipeError,
+)
 from edgecomp.meter import Meter
 from edgecomp.pipeline_data import open_roles
 from edgecomp.pipeline_export import Candidates, Wanted
@@ -30,6 +37,7 @@ _FLOAT_STEPS = (
     "prune-movement",
     "prune-iterative",
     "drop-layers",
+    "prune-to-budget",
     "finetune",
     "distill",
 )
@@ -72,6 +80,47 @@ def run(document: Document, out: Path, *, resume: bool = False) -> dict[str, Any
         return state.ledger
     _finish(state, None)
     return state.ledger
+
+
+def attribute(document: Document, out: Path) -> dict[str, Any]:
+    """Re-run the chain of a finished run with each step left out, and say what each step cost.
+
+    Adds `attribution[]` to the ledger (`step`, `metric`, `without`, `cost`: what the step takes from the
+    metric, positive is worse; None where the chain cannot do without it) and writes the report again.
+    """
+    state = prepared(document, out, resume=True)
+    entries = document.recipe.steps
+    if _finished(state, entries) <= len(entries):
+        raise InputError(f"the run in {out} is not finished; resume it first: --resume")
+    whole = next(iter(state.ledger["steps"][-1]["metrics"].values()), None)
+    rows = [_left_out(state, index, whole) for index in range(len(entries))]
+    state.ledger["attribution"] = rows
+    _finish(state, None)
+    return state.ledger
+
+
+def _left_out(state: Run, left_out: int, whole: float | None) -> dict[str, Any]:
+    entries = state.document.recipe.steps
+    progress.note(f"without step {left_out + 1}, {entries[left_out].name!r}")
+    candidate = _before(state, left_out)
+    row = {"step": entries[left_out].name, "metric": whole, "without": None, "cost": None, "reason": None}
+    try:
+        for entry in entries[left_out + 1 :]:
+            torch.manual_seed(state.document.recipe.seed)
+            candidate = entry.build(state.document.recipe.seed)(candidate, state.data)
+        found = _evaluated(state, candidate)
+    except EdgecompError as error:
+        return {**row, "reason": str(error)}
+    return {**row, "without": found.value, "cost": found.drop(whole)}
+
+
+def _before(state: Run, index: int) -> Candidate:
+    """The candidate that step `index` was given."""
+    if index == 0:
+        module = state.origin.load()
+        return Candidate(module, state.candidates.floating.inputs, original=module)
+    candidate, _ = checkpoint.load(_checkpoint(state, index))
+    return candidate
 
 
 def prepared(document: Document, out: Path, resume: bool) -> Run:

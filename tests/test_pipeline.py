@@ -281,3 +281,16 @@ def test_init_writes_a_recipe_that_holds(folder: Path) -> None:
     assert [s.name for s in found.steps] == ["quantize"] and found.data.calibration is not None
     again = call("init", "net.py:build", *words)
     assert again.exit_code == 2 and "exists already" in again.stderr
+
+
+def test_attribution_says_what_each_step_cost(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(RECIPE.replace("[tflite-int8, tflite-fp32]", "[]"))
+    done = call("run", "recipe.yaml", "--out", "out", "--attribute", "--json", "-")
+    assert done.exit_code == 0, done.output
+    ledger = json.loads(done.stdout)
+    rows = ledger["attribution"]
+    assert [r["step"] for r in rows] == ["prune", "finetune", "quantize"]
+    whole = ledger["steps"][-1]["metrics"]["accuracy"]
+    assert all(r["cost"] == pytest.approx(r["without"] - whole) for r in rows)
+    tuned = ledger["steps"][2]["metrics"]["accuracy"]
+    assert rows[2]["without"] == tuned

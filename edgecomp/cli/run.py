@@ -21,8 +21,11 @@ from edgecomp.errors import GateFailed
 @out_option("Folder of artifacts, ledger.json and report.html (default: build/NAME of the recipe's file).",
             required=False)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on after the last finished step of an earlier run.")
+@click.option(
+    "--attribute", is_flag=True, help="Afterwards, re-run with each step left out: what did it cost?"
+)
 @json_option
-def command(recipe: Path, out: Path | None, resume: bool, json_path: str | None) -> None:
+def command(recipe: Path, out: Path | None, resume: bool, attribute: bool, json_path: str | None) -> None:
     """Run a recipe: every step, the evaluation after each, exports, parity, profile, report.
 
     Everything is checked before the first step. The ledger is written after every step, so a run that was
@@ -35,6 +38,8 @@ def command(recipe: Path, out: Path | None, resume: bool, json_path: str | None)
     document = read(recipe)
     folder = out or Path("build") / recipe.stem
     facts = pipeline.run(document, folder, resume=resume)
+    if attribute and facts["verdict"]["passed"] is not False:
+        facts = pipeline.attribute(document, folder)
     show(facts, json_path, lambda shown: render(shown, folder))
     if facts["verdict"]["passed"] is False:
         raise GateFailed(facts["verdict"]["text"])
@@ -44,6 +49,8 @@ def render(facts: Mapping[str, Any], folder: Path) -> RenderableType:
     parts: list[RenderableType] = [steps_table(facts["steps"])]
     if facts["artifacts"]:
         parts.append(artifacts_table(facts["artifacts"]))
+    if facts.get("attribution"):
+        parts.append(attribution_table(facts["attribution"]))
     parts += [Text(warning) for warning in facts["warnings"]]
     return Group(*parts, Text(facts["verdict"]["text"]), Text(f"report: {folder / 'report.html'}"))
 
@@ -91,6 +98,14 @@ def artifacts_table(artifacts: list[dict[str, Any]]) -> Table:
             number(latency.get("p50"), ".3f"),
             ("passed" if parity["passed"] else "FAILED") if gates else "",
         )
+    return table
+
+
+def attribution_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("step left out", "metric without it", "what the step costs", box=None, pad_edge=False)
+    for row in rows:
+        told = number(row["without"], ".4f") or f"not possible: {row['reason']}"
+        table.add_row(row["step"], told, number(row["cost"], "+.4f"))
     return table
 
 

@@ -1,0 +1,159 @@
+"""Pruning until a budget holds that only the exported file can tell: latency on a device, or bytes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edgecomp import pipeline_export as exporting
+from edgecomp import progress
+from edgecomp.compress.macs import count_macs
+from edgecomp.compress.prune import PruneChannels, example_inputs
+from edgecomp.compress.prune_scores import Criterion
+from edgecomp.compress.ptq import Quantize
+from edgecomp.errors import ModelError, RecipeError
+from edgecomp.files import size_bytes
+from edgecomp.recipe import ProfileEntry
+from edgecomp.spec import Candidate, Data, StepRecord
+
+
+@dataclass(frozen=True)
+class PruneToBudget:
+    """Prune, export to `target`, measure, and again, until the file fits `latency_ms` or `size_bytes`.
+
+    Give one of the two. `latency_ms`: median of one inference on `device`, `threads` threads, measured by the
+    profiler in a fresh process. The search halves the range of multiply-accumulates that may remain; it ends
+    when the file is within `tolerance` below the budget, or after `attempts`, and keeps the largest model
+    that fits. Training comes after it: latency does not depend on the weights' values. The other fields are
+    those of `prune`. Raises ModelError when no model fits, DeviceError when the device is lost.
+    """
+
+    target: str = "tflite-int8"
+    latency_ms: float | None = None
+    size_bytes: int | None = None
+    device: str = "local"
+    threads: int = 1
+    tolerance: float = 0.05
+    attempts: int = 8
+    criterion: Criterion = "l2"
+    scope: Literal["group", "global"] = "group"
+    round_to: int = 8
+    max_sparsity: float = 0.9
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.latency_ms is None) == (self.size_bytes is None):
+            raise RecipeError(
+                f"prune-to-budget has latency_ms {self.latency_ms} and size_bytes {self.size_bytes}; "
+                "expected one of the two"
+            )
+        if self.budget <= 0 or not 0 < self.tolerance < 1 or self.attempts < 1:
+            raise RecipeError("the budget must be positive, tolerance between 0 and 1, attempts 1 or more")
+
+    @property
+    def budget(self) -> float:
+        return float(self.latency_ms if self.latency_ms is not None else self.size_bytes or 0)
+
+    def __call__(self, candidate: Candidate, data: Data) -> Candidate:
+        total = count_macs(candidate.module, example_inputs(candidate))
+        search = _Search(self.budget, self.tolerance)
+        with tempfile.TemporaryDirectory(prefix="edgecomp-budget-") as folder:
+            measure = self._measure(data, Path(folder))
+            chosen = search.tried(1.0, candidate, measure(candidate))
+            while not search.done and search.count <= self.attempts:
+                share = search.next_share()
+                try:
+                    chosen = self._pruned(candidate, data, share * total)
+                except ModelError as error:
+                    search.refuse(share, str(error))
+                    continue
+                search.tried(share, chosen, measure(chosen))
+        best = search.best()
+        record = StepRecord("prune-to-budget", "prune", asdict(self), (*search.notes, *_last_notes(best)))
+        original = candidate.original if candidate.original is not None else candidate.module
+        return replace(best, history=(*candidate.history, record), original=original)
+
+    def _pruned(self, candidate: Candidate, data: Data, macs: float) -> Candidate:
+        step = PruneChannels(
+            macs=macs,
+            criterion=self.criterion,
+            scope=self.scope,
+            round_to=self.round_to,
+            max_sparsity=self.max_sparsity,
+            exclude=self.exclude,
+            seed=self.seed,
+        )
+        return step(candidate, data)
+
+    def _measure(self, data: Data, folder: Path) -> Callable[[Candidate], float]:
+        """Candidate -> milliseconds or bytes of its artifact."""
+        devices = exporting.open_devices([self.device]) if self.latency_ms is not None else []
+        entry = ProfileEntry(devices=(self.device,), threads=self.threads)
+
+        def measured(candidate: Candidate) -> float:
+            exporter = exporting.make_exporter(self.target, {})
+            each = exporting.wanted(self.target, exporter, candidate)
+            if each.quantized:
+                candidate = Quantize(samples=16, activation_bits=exporting.bits_for(self.target))(
+                    candidate, data
+                )
+            path = exporting.path_for(folder, self.target, exporter)
+            exporter.export(candidate, data, path)
+            if self.latency_ms is None:
+                return float(size_bytes(path))
+            latency = exporting.profiles(path, devices, entry)[0]["latency_ms"]
+            if latency is None:
+                raise RecipeError(f"latency of {self.target!r} cannot be measured on device {self.device!r}")
+            return float(latency["p50"])
+
+        return measured
+
+
+class _Search:
+    """Halves the range between a share of multiply-accumulates that fits and one that does not."""
+
+    def __init__(self, budget: float, tolerance: float) -> None:
+        self.budget, self.tolerance = budget, tolerance
+        self.low, self.high = 0.0, 1.0
+        self.fitting: tuple[float, Candidate] | None = None
+        self.notes: list[str] = []
+        self.count = 0
+        self.done = False
+
+    def next_share(self) -> float:
+        return (self.low + self.high) / 2
+
+    def tried(self, share: float, candidate: Candidate, value: float) -> Candidate:
+        self.count += 1
+        fits = value <= self.budget
+        self._note(f"{share:.3f} of the multiply-accumulates: {value:.6g}, the budget is {self.budget:.6g}")
+        if fits and (self.fitting is None or share > self.fitting[0]):
+            self.fitting = (share, candidate)
+        self.low, self.high = (share, self.high) if fits else (self.low, share)
+        self.done = fits and (share == 1.0 or value >= self.budget * (1 - self.tolerance))
+        return candidate
+
+    def refuse(self, share: float, reason: str) -> None:
+        self.count += 1
+        self._note(f"{share:.3f} of the multiply-accumulates: {reason}")
+        self.low = share
+
+    def best(self) -> Any:
+        if self.fitting is None:
+            raise ModelError(
+                f"no pruned model fits the budget of {self.budget:.6g}: {self.notes[-1]}; raise the budget, "
+                "max_sparsity, or attempts"
+            )
+        return self.fitting[1]
+
+    def _note(self, text: str) -> None:
+        progress.note(text)
+        self.notes.append(text)
+
+
+def _last_notes(candidate: Candidate) -> tuple[str, ...]:
+    return candidate.history[-1].notes if candidate.history else ()
