@@ -208,7 +208,7 @@ class LiteRT:
 
     def load(self, path: str) -> None:
         settings = {"model_path": path, "num_threads": self.options.threads}
-        if self.options.accelerator == "none":
+        if self.options.accelerator == "none" or self.options.reference:
             self.accelerator = "none"
             resolvers = (
                 getattr(self.module, "OpResolverType", None) or self.module.experimental.OpResolverType
@@ -294,6 +294,8 @@ class OnnxRuntime:
         settings = self.module.SessionOptions()
         settings.intra_op_num_threads = self.options.threads
         settings.inter_op_num_threads = 1
+        if self.options.reference:
+            settings.graph_optimization_level = self.module.GraphOptimizationLevel.ORT_DISABLE_ALL
         if self.options.marks:
             settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if profile_prefix:
@@ -624,6 +626,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--accelerator", default="auto", help="onnxruntime provider, delegate library, or none"
     )
+    parser.add_argument("--reference", action="store_true", help="graph as written, no fused integer kernels")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=1.0)

@@ -7,9 +7,11 @@ qemu-aarch64 (Debian: qemu-user) and a plugin that prints `mark TAG COUNT` (test
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +32,7 @@ class QemuDevice(LocalDevice):
 
     kind = "qemu"
     SETTINGS: ClassVar[dict[str, type]] = {"root": str, "cpu": str, "plugin": str, "path": str}
+    isa = "aarch64"
 
     def __init__(
         self, name: str, root: Path, *, cpu: str = "cortex-a72", plugin: Path | None = None, path: str = ""
@@ -40,9 +43,11 @@ class QemuDevice(LocalDevice):
         self.plugin = plugin
         self.path = path
         if not (root / "usr/bin/python3").exists():
-            raise InputError(f"no arm64 system with Python at {root}; expected its usr/bin/python3")
-        if shutil.which("qemu-aarch64") is None:
-            raise MissingError("kind qemu needs qemu-aarch64, which is not here: apt-get install qemu-user")
+            raise InputError(f"no {self.isa} system with Python at {root}; expected its usr/bin/python3")
+        if shutil.which(f"qemu-{self.isa}") is None:
+            raise MissingError(
+                f"kind qemu needs qemu-{self.isa}, which is not here: apt-get install qemu-user"
+            )
 
     @classmethod
     def from_settings(cls, name: str, settings: Mapping[str, Any]) -> QemuDevice:
@@ -68,9 +73,9 @@ class QemuDevice(LocalDevice):
         """The root's runtimes; the rest is what is emulated, not this machine's."""
         found = super().probe()
         return found | {
-            "model": f"qemu-aarch64 {self.cpu}",
+            "model": f"qemu-{self.isa} {self.cpu}",
             "soc": self.cpu,
-            "isa": "aarch64",
+            "isa": self.isa,
             "isa_features": [],
             "os": "Linux (qemu-user)",
             "governor": None,
@@ -104,6 +109,29 @@ class QemuDevice(LocalDevice):
             host.check(self, request.artifact, events, result)
             text = out.read_text() if out.exists() else ""
         return counted(text)
+
+
+class QemuX86Device(QemuDevice):
+    """This machine's own Python on an emulated x86-64 processor, such as Haswell: AVX2 without VNNI.
+
+    It shows what older processors make of an artifact: their 8-bit multiply-add saturates at 16 bits.
+    """
+
+    kind = "qemu-x86"
+    SETTINGS: ClassVar[dict[str, type]] = {"cpu": str}
+    isa = "x86_64"
+
+    def __init__(self, name: str, *, cpu: str = "Haswell") -> None:
+        super().__init__(name, Path("/"), cpu=cpu)
+
+    @classmethod
+    def from_settings(cls, name: str, settings: Mapping[str, Any]) -> QemuX86Device:
+        return cls(name, cpu=str(settings.get("cpu", "Haswell")))
+
+    def _python(self, *options: str) -> tuple[str, ...]:
+        binary = str(Path(sys.executable).resolve())
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        return ("env", f"QEMU_CPU={self.cpu}", f"PYTHONPATH={path}", "qemu-x86_64", *options, binary)
 
 
 def counted(text: str) -> int:

@@ -208,6 +208,39 @@ def described(f: dict[str, Any]) -> list[str]:
     return ["-" if cell is None else str(cell) for cell in cells]
 
 
+@command.command("agree")
+@click.argument("artifact", type=PATH)
+@click.option("--inputs", type=PATH, required=True, help="An .npz with one array [N, ...] for each input.")
+@click.option("--device", "names", multiple=True, required=True, metavar="NAME", help="A device; repeatable.")
+@inventory_option
+@json_option
+def agree(
+    artifact: Path, inputs: Path, names: tuple[str, ...], inventory: Path | None, json_path: str | None
+) -> None:
+    """Run one artifact on several processors and compare their outputs, step by step.
+
+    The first device is what the others are compared with. A device whose integer kernels saturate is named.
+    """
+    book = read(inventory)
+    opened = [book.open(name) for name in names]
+    try:
+        found = registry.load("profiling", "agreement")(opened, artifact, inputs)
+    finally:
+        for device in opened:
+            device.close()
+    show(found, json_path, agree_table)
+
+
+def agree_table(facts: dict[str, Any]) -> Group:
+    table = Table(title=f"{facts['artifact']} on {facts['samples']} samples, against {facts['reference']}")
+    for name in ("device", "ISA", "equal", "largest step", "top-1 flips", "to its reference kernels"):
+        table.add_column(name, justify="left" if name in ("device", "ISA") else "right")
+    for row in facts["rows"]:
+        cells = [f"{row['equal_share']:.2%}", row["largest_step"], row["top1_flips"], row["reference_step"]]
+        table.add_row(row["device"], row["isa"], *[str(cell) for cell in cells])
+    return Group(table, *[Text(warning) for warning in facts["warnings"]])
+
+
 @command.command("setup")
 @click.argument("name")
 @click.option("--runtime", "kinds", multiple=True, help="tflite, onnx; repeatable (default: both).")

@@ -64,7 +64,7 @@ def test_counting_needs_a_plugin(lab: None, tmp_path: Path) -> None:
 
 
 def test_a_root_without_python_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no arm64 system with Python"):
+    with pytest.raises(InputError, match="no aarch64 system with Python"):
         QemuDevice("arm", tmp_path)
 
 
