@@ -59,7 +59,7 @@ class Builder:
 
     def _free(self, stem: str) -> str:
         self._count += 1
-        return f"{stem}.{self._count}"
+        return f"{stem}/{self._count}"  # no Python name has a slash
 
     def take(self, node: Node) -> str:
         return self.names[node.name]

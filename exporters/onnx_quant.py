@@ -28,8 +28,7 @@ def round_value(b: Builder, value: str, name: str, q: TensorQuantization) -> str
     scale = b.constant(q.scale, np.float32, f"{name}_scale")
     zero = zero_point(b, q, name)
     stored = b.op("QuantizeLinear", [value, scale, zero], name=f"{name}_quantized")
-    door = value == name  # a graph input keeps its own name
-    return b.op("DequantizeLinear", [stored, scale, zero], name=f"{name}_rounded" if door else name)
+    return b.op("DequantizeLinear", [stored, scale, zero], name=name)
 
 
 def stored_constant(b: Builder, value: np.ndarray, name: str, q: TensorQuantization) -> str:
