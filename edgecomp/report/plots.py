@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -145,7 +146,9 @@ def _reference(
     crowded = any(abs(y.to(p.y) - level) < 24 and x.to(p.x) > x.end - length - 12 for p in points)
     begin = x.start + 4 if crowded else x.end - length
     taken.append((level - 10, begin, begin + length))
-    where = {"x": x.start + 4, "class_": "label start"} if crowded else {"x": x.end, "class_": "label end"}
+    where: dict[str, Any] = (
+        {"x": x.start + 4, "class_": "label start"} if crowded else {"x": x.end, "class_": "label end"}
+    )
     return [
         tag("line", x1=x.start, x2=x.end, y1=level, y2=level, class_="reference"),
         tag("text", name, y=level - 6, **where),
