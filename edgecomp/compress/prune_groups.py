@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from edgecomp.compress import prune_rules
+from edgecomp.compress import prune_rules, prune_rules_shape
 from edgecomp.compress.prune_labels import FIXED, Dims, Labels, fixed
 from edgecomp.errors import ModelError
+
+# Importing a family fills the table of rules.
+_FAMILIES = (prune_rules, prune_rules_shape)
 
 Place = tuple[str, int]
 """A dimension of a parameter or buffer: (dotted name, dimension). `path#attribute` is a count of heads."""
@@ -246,7 +249,7 @@ def kept_positions(module: nn.Module, removed: Sequence[tuple[Group, np.ndarray]
         for unit in units:
             for place, positions in group.members[int(unit)].items():
                 gone[place].update(positions)
-    sizes = {n: t.shape for n, t in tensors.items()}
+    sizes: dict[str, tuple[int, ...]] = {n: tuple(t.shape) for n, t in tensors.items()}
     sizes |= {n: (_count(module, n),) for n, _ in gone if "#" in n}
     return {
         (name, axis): np.setdiff1d(np.arange(sizes[name][axis]), sorted(positions))

@@ -1,7 +1,8 @@
 """What each traced operation does to the labels of its tensors.
 
 A rule takes the tracer and a node of the exported graph and returns the labels of the node's output.
-Operations without a rule lock what goes in: nothing is pruned on a guess.
+Operations without a rule lock what goes in: nothing is pruned on a guess. Rules of operations that only
+move or select elements are in `prune_rules_shape`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from edgecomp.compress import prune_views as views
-from edgecomp.compress.prune_labels import Dims, Labels, fixed, labelled
+from edgecomp.compress.prune_labels import Dims, Labels, fixed
 
 aten = torch.ops.aten
 
@@ -80,7 +81,7 @@ def _overloads(packet: Any) -> list[Any]:
     return [getattr(packet, name) for name in packet.overloads()] if hasattr(packet, "overloads") else []
 
 
-def _argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     if len(node.args) > position:
         return node.args[position]
     return node.kwargs.get(name, default)
@@ -124,7 +125,7 @@ def _same(tracer: Tracer, node: Node) -> Dims:
 @rule(aten.conv1d, aten.conv2d, aten.conv3d)
 def _convolution(tracer: Tracer, node: Node) -> Dims:
     source, weight = node.args[0], node.args[1]
-    bias, groups = _argument(node, 2, "bias"), _argument(node, 6, "groups", 1)
+    bias, groups = argument(node, 2, "bias"), argument(node, 6, "groups", 1)
     x, w = tracer.dims(source), tracer.dims(weight)
     rank = len(w) - 2
     channels = x[len(x) - rank - 1]
@@ -153,7 +154,7 @@ def _unite_groups(labels: Labels, channels: np.ndarray, groups: int, where: str)
 @rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 def _transposed(tracer: Tracer, node: Node) -> Dims:
     source, weight = node.args[0], node.args[1]
-    bias, groups = _argument(node, 2, "bias"), _argument(node, 6, "groups", 1)
+    bias, groups = argument(node, 2, "bias"), argument(node, 6, "groups", 1)
     x, w = tracer.dims(source), tracer.dims(weight)
     rank = len(w) - 2
     channels = x[len(x) - rank - 1]
@@ -174,7 +175,7 @@ def _transposed(tracer: Tracer, node: Node) -> Dims:
 @rule(aten.linear)
 def _linear(tracer: Tracer, node: Node) -> Dims:
     x, w = tracer.dims(node.args[0]), tracer.dims(node.args[1])
-    bias, where = _argument(node, 2, "bias"), tracer.where(node)
+    bias, where = argument(node, 2, "bias"), tracer.where(node)
     tracer.labels.unite(w[1], x[-1], where)
     if bias is not None:
         tracer.labels.unite(w[0], tracer.dims(bias)[0], where)
@@ -222,7 +223,7 @@ def _batch_norm(tracer: Tracer, node: Node) -> Dims:
 @rule(aten.layer_norm, aten.rms_norm)
 def _layer_norm(tracer: Tracer, node: Node) -> Dims:
     dims = tracer.dims(node.args[0])
-    vectors = [n for n in (_argument(node, 2, "weight"), _argument(node, 3, "bias")) if isinstance(n, Node)]
+    vectors = [n for n in (argument(node, 2, "weight"), argument(node, 3, "bias")) if isinstance(n, Node)]
     where = tracer.where(node)
     if not vectors or len(node.args[1]) != 1:
         for dim in dims[-len(node.args[1]) :]:
@@ -236,7 +237,7 @@ def _layer_norm(tracer: Tracer, node: Node) -> Dims:
 @rule(aten.group_norm)
 def _group_norm(tracer: Tracer, node: Node) -> Dims:
     dims, where = tracer.dims(node.args[0]), tracer.where(node)
-    vectors = [n for n in (_argument(node, 2, "weight"), _argument(node, 3, "bias")) if isinstance(n, Node)]
+    vectors = [n for n in (argument(node, 2, "weight"), argument(node, 3, "bias")) if isinstance(n, Node)]
     if not vectors:
         tracer.labels.lock(dims[1], f"the width of {where} is written in its normalization")
         return dims
@@ -286,10 +287,10 @@ def _spatial(tracer: Tracer, node: Node) -> Any:
 @rule(aten.pad, aten.constant_pad_nd, aten.reflection_pad2d, aten.replication_pad2d)
 def _pad(tracer: Tracer, node: Node) -> Dims:
     dims, shape = tracer.dims(node.args[0]), tracer.shape(node)
-    return _kept_where_equal(tracer, node, dims, shape, "is padded")
+    return kept_where_equal(tracer, node, dims, shape, "is padded")
 
 
-def _kept_where_equal(tracer: Tracer, node: Node, dims: Dims, shape: tuple[int, ...], what: str) -> Dims:
+def kept_where_equal(tracer: Tracer, node: Node, dims: Dims, shape: tuple[int, ...], what: str) -> Dims:
     result = fixed(shape)
     for axis, dim in enumerate(dims):
         if len(dim) == shape[axis]:
@@ -306,7 +307,7 @@ def _reduce(tracer: Tracer, node: Node) -> Any:
         return _pointwise(tracer, node)
     dims = tracer.dims(node.args[0])
     position = 2 if node.target in (aten.norm.ScalarOpt_dim, aten.linalg_vector_norm.default) else 1
-    axes = _argument(node, position, "dim")
+    axes = argument(node, position, "dim")
     axes = [axes] if isinstance(axes, int) else (axes or list(range(len(dims))))
     axes = {a % len(dims) for a in axes}
     value = node.meta["val"]
@@ -319,119 +320,6 @@ def _reduce(tracer: Tracer, node: Node) -> Any:
         elif keep:
             result.extend(fixed([1]))
     return [result, result] if isinstance(value, list | tuple) else result
-
-
-@rule(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.squeeze, aten.unsqueeze)
-@rule(aten.squeeze_)
-def _view(tracer: Tracer, node: Node) -> Dims:
-    heads, before = tracer.heads(node), tracer.dims(node.args[0])
-    where = tracer.where(node)
-    dims = views.reshape(tracer.labels, before, tracer.shape(node), where, tuple(heads.values()))
-    for attribute, count in heads.items():
-        for dim in dims:
-            if len(dim) == count and labelled(dim) and len(dims) > len(before):
-                tracer.counted(node, attribute, dim)
-    return dims
-
-
-@rule(aten.permute)
-def _permute(tracer: Tracer, node: Node) -> Dims:
-    dims = tracer.dims(node.args[0])
-    return [dims[i] for i in node.args[1]]
-
-
-@rule(aten.transpose, aten.t, aten.swapaxes, aten.numpy_T)
-def _transpose(tracer: Tracer, node: Node) -> Dims:
-    dims = list(tracer.dims(node.args[0]))
-    a, b = (node.args[1], node.args[2]) if len(node.args) > 2 else (0, len(dims) - 1)
-    dims[a], dims[b] = dims[b], dims[a]
-    return dims
-
-
-@rule(aten.expand, aten.expand_as, aten.repeat)
-def _expand(tracer: Tracer, node: Node) -> Dims:
-    dims, shape = tracer.dims(node.args[0]), tracer.shape(node)
-    dims = [*fixed(shape[: len(shape) - len(dims)]), *dims]
-    result = fixed(shape)
-    for axis, dim in enumerate(dims):
-        if len(dim) == shape[axis]:
-            result[axis] = dim
-        elif len(dim) > 1:
-            tracer.labels.lock(dim, f"is repeated at {tracer.where(node)}")
-    return result
-
-
-@rule(aten.cat, aten.concat, aten.concatenate)
-def _cat(tracer: Tracer, node: Node) -> Dims:
-    parts = [tracer.dims(n) for n in node.args[0]]
-    rank = len(tracer.shape(node))
-    parts = [p for p in parts if len(p) == rank]  # an empty cache of keys is a vector of no elements
-    return views.concatenate(tracer.labels, parts, _argument(node, 1, "dim", 0), tracer.where(node))
-
-
-@rule(aten.stack)
-def _stack(tracer: Tracer, node: Node) -> Dims:
-    parts, axis = [tracer.dims(n) for n in node.args[0]], _argument(node, 1, "dim", 0)
-    dims = views.broadcast(tracer.labels, parts, tracer.where(node))
-    axis %= len(dims) + 1
-    return [*dims[:axis], *fixed([len(parts)]), *dims[axis:]]
-
-
-@rule(aten.chunk)
-def _chunk(tracer: Tracer, node: Node) -> list[Dims]:
-    axis = _argument(node, 2, "dim", 0)
-    return views.chunk(tracer.labels, tracer.dims(node.args[0]), node.args[1], axis, tracer.where(node))
-
-
-@rule(aten._assert_tensor_metadata, aten._assert_scalar, aten.sym_size, aten.arange)
-def _says_nothing(tracer: Tracer, node: Node) -> Dims:
-    return fixed(tracer.shape(node))
-
-
-@rule(aten.glu)
-def _glu(tracer: Tracer, node: Node) -> Dims:
-    axis = _argument(node, 1, "dim", -1)
-    return views.chunk(tracer.labels, tracer.dims(node.args[0]), 2, axis, tracer.where(node))[0]
-
-
-@rule(aten.split, aten.split_with_sizes)
-def _split(tracer: Tracer, node: Node) -> list[Dims]:
-    dims, axis = tracer.dims(node.args[0]), _argument(node, 2, "dim", 0)
-    axis %= len(dims)
-    tracer.labels.lock(dims[axis], f"is split into fixed widths at {tracer.where(node)}")
-    return [[*dims[:axis], *fixed([v.shape[axis]]), *dims[axis + 1 :]] for v in node.meta["val"]]
-
-
-@rule(aten.unbind)
-def _unbind(tracer: Tracer, node: Node) -> list[Dims]:
-    dims, axis = tracer.dims(node.args[0]), _argument(node, 1, "dim", 0)
-    axis %= len(dims)
-    tracer.labels.lock(dims[axis], f"is unbound at {tracer.where(node)}")
-    return [[*dims[:axis], *dims[axis + 1 :]] for _ in node.meta["val"]]
-
-
-@rule(aten.select)
-def _select(tracer: Tracer, node: Node) -> Dims:
-    dims = tracer.dims(node.args[0])
-    axis = node.args[1] % len(dims)
-    if labelled(dims[axis]):
-        tracer.labels.lock(dims[axis], f"is indexed at {tracer.where(node)}")
-    return [*dims[:axis], *dims[axis + 1 :]]
-
-
-@rule(aten.slice, aten.narrow)
-def _slice(tracer: Tracer, node: Node) -> Dims:
-    dims, shape = tracer.dims(node.args[0]), tracer.shape(node)
-    return _kept_where_equal(tracer, node, dims, shape, "is sliced")
-
-
-@rule(aten.pixel_shuffle)
-def _pixel_shuffle(tracer: Tracer, node: Node) -> Dims:
-    dims, where = tracer.dims(node.args[0]), tracer.where(node)
-    blocks = dims[1].reshape(-1, node.args[1] ** 2)
-    for column in blocks.T[1:]:
-        tracer.labels.unite(blocks[:, 0], column, where)
-    return [dims[0], blocks[:, 0], *fixed(tracer.shape(node)[2:])]
 
 
 @rule(aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
