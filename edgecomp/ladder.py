@@ -35,6 +35,8 @@ from edgecomp.spec import Artifact, Batch, Candidate, DataSource
 LAYER_SAMPLES = 8
 FLOAT, FOLDED, COMPRESSED, QUANTIZED = "float", "folded", "compressed", "fake-quantized"
 EXPORTED, DEPLOYED = "exported", "deploy kernels"
+# The original captured anew: no rung of its own, it checks the folding.
+FRESH = "fresh"
 STEP_OF = {
     FOLDED: "capture",
     COMPRESSED: "compression",
@@ -95,7 +97,7 @@ def climb(
     stages = prepare(candidate, source, layer_samples)
     add_artifact(stages, Path(artifact_path), source)
     stages.models |= device_rungs(stages, Path(artifact_path), devices)
-    names = [n for n in stages.models if n != FLOAT]
+    names = [n for n in stages.models if n not in (FLOAT, FRESH)]
     seen = observe(
         stages.models[FLOAT],
         {n: stages.models[n] for n in order_for(names, stages)},
@@ -132,6 +134,7 @@ def prepare(candidate: Candidate, source: DataSource, layer_samples: int) -> Sta
         models[COMPRESSED] = TorchReference(graph)
     else:
         models[FOLDED] = TorchReference(graph)
+        models[FRESH] = TorchReference(capture(candidate.original, examples))
     if candidate.quantization is not None:
         models[QUANTIZED] = TorchReference(fake_quantize(graph, candidate.quantization))
     return Stages(candidate, graph, models, batches)
@@ -175,8 +178,8 @@ def named_in(message: str, graph: GraphModule) -> tuple[str | None, str | None]:
 
 def order_for(names: Sequence[str], stages: Stages) -> list[str]:
     """The rung that the artifact must reproduce comes first: the others are compared with it."""
-    wanted = stages.models
-    first = QUANTIZED if QUANTIZED in wanted else COMPRESSED if COMPRESSED in wanted else FOLDED
+    quantized = QUANTIZED in stages.models and lowers_plan(stages.artifact)
+    first = QUANTIZED if quantized else COMPRESSED if COMPRESSED in stages.models else FOLDED
     return [first, *(n for n in names if n != first)]
 
 
@@ -199,25 +202,40 @@ def rank(rung: str, names: Sequence[str]) -> int:
 
 
 def check_fold(stages: Stages) -> list[Blame]:
-    """Layers of the folded graph that no module of the original reproduces (only before pruning)."""
+    """Is the graph the float original, batch norms folded?
+
+    A fresh capture must equal the original to float32 precision. The candidate's own graph may have biases
+    mended by `quantize`; when it is far from the original and a layer's weights are not those of the fresh
+    capture, that layer is blamed. Not looked at once pruning or training changed the model on purpose.
+    """
+    fresh = stages.models[FRESH].module if FRESH in stages.models else stages.models[FOLDED].module
+    inputs = next(samples_of(stages.batches))
+    whole = agreement_db(stages, stages.models[FLOAT], TorchReference(fresh), inputs)
+    if whole < ladder_stages.FOLDED_DB:
+        errors = ladder_stages.fold_errors(stages.candidate.original, fresh, stages.batches)
+        wrong = [e for e in errors if e["sqnr_db"] < ladder_stages.FOLDED_DB]
+        return [fold_blame(whole, wrong, f"float32 gives {ladder_stages.FOLDED_DB:.0f} dB and more")]
     if COMPRESSED in stages.models:
         return []
-    errors = ladder_stages.fold_errors(stages.candidate.original, stages.graph, stages.batches)
-    wrong = [e for e in errors if e["sqnr_db"] < ladder_stages.FOLDED_DB]
-    inputs = next(samples_of(stages.batches))
-    whole = min(
-        metrics.sqnr_db(e, f)
-        for e, f in zip(stages.models[FLOAT](inputs), stages.models[FOLDED](inputs), strict=True)
-    )
-    if whole >= ladder_stages.FOLDED_DB:
+    whole = agreement_db(stages, stages.models[FLOAT], stages.models[FOLDED], inputs)
+    if whole >= ladder_stages.MENDED_DB:
         return []
+    wrong = ladder_stages.changed_weights(fresh, stages.graph)
+    return [fold_blame(whole, wrong, "its weights are not those of the float model")] if wrong else []
+
+
+def agreement_db(stages: Stages, a: Any, b: Any, inputs: tuple[np.ndarray, ...]) -> float:
+    return min(metrics.sqnr_db(e, f) for e, f in zip(a(inputs), b(inputs), strict=True))
+
+
+def fold_blame(whole: float, wrong: Sequence[dict[str, Any]], what: str) -> Blame:
     first: dict[str, Any] = wrong[0] if wrong else {"node": None, "module": None, "sqnr_db": whole}
+    where = first["module"] or first["node"] or "unknown"
     why = (
-        f"the folded graph reaches {whole:.1f} dB to the float model, float32 gives "
-        f"{ladder_stages.FOLDED_DB:.0f} dB and more; first different: "
-        f"{first['module'] or first['node'] or 'unknown'} ({first['sqnr_db']:.1f} dB)"
+        f"the folded graph reaches {whole:.1f} dB to the float model; {what}; first different: {where} "
+        f"({first['sqnr_db']:.1f} dB)"
     )
-    return [Blame(FOLDED, STEP_OF[FOLDED], why, first["node"], first["module"], bool(wrong))]
+    return Blame(FOLDED, STEP_OF[FOLDED], why, first["node"], first["module"], bool(wrong))
 
 
 def check_plan(stages: Stages) -> list[Blame]:
@@ -250,7 +268,7 @@ def check_export(stages: Stages, seen: Observations, rungs: Sequence[dict[str, A
     session = stages.models.get(EXPORTED)
     if session is None:
         return []
-    plan = stages.candidate.quantization
+    plan = stages.candidate.quantization if lowers_plan(stages.artifact) else None
     if ladder_local.shows_layers(session):
         stages.tallies = ladder_local.local_errors(stages.graph, plan, session, stages.batches)
         blames = []
@@ -284,6 +302,14 @@ def check_deploy(rungs: Sequence[dict[str, Any]], devices: Sequence[str]) -> lis
         )
         found.append(Blame(name, STEP_OF[DEPLOYED], why, sure=False))
     return found
+
+
+def lowers_plan(artifact: Artifact | None) -> bool:
+    """Does the artifact carry the plan's scales? Core ML's targets compress weights alone, floats neither."""
+    if artifact is None:
+        return True
+    words = set(artifact.target.split("-"))
+    return artifact.format != "coreml" and not words & {"fp32", "fp16", "dynamic"}
 
 
 def tolerance_of(stages: Stages) -> float:

@@ -178,7 +178,7 @@ def subject_of(node: Node) -> Node | None:
         return None
     if node.target is _ROUND:
         source = node.args[0]
-        return source if isinstance(source, Node) else None
+        return source if isinstance(source, Node) and source.op == "call_function" else None
     if any(u.target is _ROUND for u in node.users):
         return None
     return node

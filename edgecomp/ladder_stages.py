@@ -20,6 +20,10 @@ from edgecomp.spec import Batch, QuantizationPlan, TensorQuantization
 
 # A folded convolution equals the output of some module of the original to float32 precision.
 FOLDED_DB = 60.0
+# Mended biases move the float graph away from the original by no more than this.
+MENDED_DB = 30.0
+# A weight that is the original's, up to float32 rounding of the fold.
+SAME_WEIGHT_DB = 40.0
 # Weights may be this much worse than rounding each channel to its own scale (learned rounding costs up to 6).
 WEIGHT_SLACK_DB = 8.0
 # Activations that lose more than this by rounding to the plan have a wrong range.
@@ -46,6 +50,26 @@ def fold_errors(
         if same:
             best = max(metrics.sqnr_db(o, value) for o in same)
             found.append({"node": name, "module": modules[name], "sqnr_db": best})
+    return found
+
+
+def changed_weights(fresh: GraphModule, graph: GraphModule) -> list[dict[str, Any]]:
+    """Layers of a graph whose weights are not those of a fresh capture: `node`, `module`, `sqnr_db`."""
+    found = []
+    known = {n.name: n for n in fresh.graph.nodes}
+    for node in graph.graph.nodes:
+        other = known.get(node.name)
+        if node.target not in WEIGHTED or other is None or other.target is not node.target:
+            continue
+        if not (constants.is_constant(node.args[1]) and constants.is_constant(other.args[1])):
+            continue
+        ours = constants.value_of(graph, node.args[1]).detach().numpy()
+        theirs = constants.value_of(fresh, other.args[1]).detach().numpy()
+        if ours.shape != theirs.shape:
+            continue
+        sqnr = metrics.sqnr_db(theirs, ours)
+        if sqnr < SAME_WEIGHT_DB:
+            found.append({"node": node.name, "module": node.meta.get("module", ""), "sqnr_db": sqnr})
     return found
 
 
