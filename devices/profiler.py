@@ -7,12 +7,15 @@ of the median.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from edgecomp import files, manifest
+import numpy as np
+
+from edgecomp import door, files, manifest
 from edgecomp.devices import health, host
 from edgecomp.devices.host import Figures, Progress, Request
 from edgecomp.devices.transport import Transport
@@ -60,8 +63,8 @@ def profile(
     """Profile one artifact in a fresh process on `device`.
 
     `runs` and `seconds` are both lower bounds of the timed part. `inputs`: an .npz with one array for each
-    input, as the artifact takes them; random ones without it. `instructions`: count them (emulated Arm).
-    Raises ArtifactError, MissingError (local runtime), or a branch of DeviceError.
+    input, as the artifact takes them; else its first golden sample, else random ones. `instructions`: count
+    them (emulated Arm). Raises ArtifactError, MissingError (local runtime), or a branch of DeviceError.
     """
     request = Request(
         artifact=checked(artifact),
@@ -77,7 +80,40 @@ def profile(
         sustain_s=sustain_s,
         timeout_s=timeout_s,
     )
+    with tempfile.TemporaryDirectory() as folder:
+        if inputs is None:
+            request = replace(request, inputs=golden_inputs(artifact, Path(folder)))
+        return _profiled(device, request, instructions=instructions, progress=progress)
+
+
+def golden_inputs(artifact: Path, folder: Path) -> Path | None:
+    """The first golden sample as the artifact takes it, in an .npz; None when none travels with it.
+
+    Real inputs matter where values are indices; times of most networks do not depend on them.
+    """
+    if not manifest.path_of(artifact).exists():
+        return None
+    facts = manifest.read(artifact)
+    golden = artifact.with_name(facts.golden) if facts.golden else None
+    if golden is None or not golden.exists():
+        return None
+    with np.load(golden, allow_pickle=False) as archive:
+        arrays = {
+            f"input_{i}": door.into(archive[f"input_{i}"][: spec.shape[0]], spec)
+            for i, spec in enumerate(facts.inputs)
+            if f"input_{i}" in archive.files
+        }
+    if len(arrays) < len(facts.inputs):
+        return None
+    np.savez(folder / "inputs.npz", **arrays)  # type: ignore[arg-type]
+    return folder / "inputs.npz"
+
+
+def _profiled(
+    device: Transport, request: Request, *, instructions: bool, progress: Progress | None
+) -> dict[str, Any]:
     facts = device.probe()
+    artifact = request.artifact
     if artifact.suffix == ".mlpackage" and not _is_mac(facts):
         return described(device, facts, request, Figures(runtime=_no_runtime()), _reference_only(facts))
     if facts["emulated"]:

@@ -34,7 +34,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--seconds", default=1.0, show_default=True, help="Seconds of timed runs, at least.")
 @click.option("--warmup", default=5.0, show_default=True, help="Seconds of warm-up, at most.")
 @click.option("--pin", metavar="CORES", help="Cores that may be used, such as 2,3.")
-@click.option("--inputs", type=PATH, help="An .npz with the inputs; random ones without it.")
+@click.option("--inputs", type=PATH, help="An .npz with the inputs; else a golden sample, else random.")
 @click.option("--runtime", default="auto", show_default=True, help="Runtime by its module name.")
 @click.option(
     "--accelerator", default="auto", show_default=True, help="ONNX provider, delegate library, none."

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgecomp import files, manifest
 from edgecomp.devices import faults, profiler
 from edgecomp.devices.fake import FakeDevice
 from edgecomp.devices.local import LocalDevice
 from edgecomp.errors import ArtifactError, DataError, DeviceError, InputError, MissingError
+from edgecomp.spec import Artifact, TensorSpec
 
 KEYS = {
     "device",
@@ -216,6 +218,24 @@ def test_the_curve_of_a_long_run() -> None:
     found = profiler.sustained(profiler.Figures(runtime={}, curve=points))
     assert found is not None
     assert found["retained"] == pytest.approx(0.5) and found["points"][0]["temperature_c"] == 61.5
+
+
+def test_the_golden_sample_is_the_input_in_the_artifact_s_own_layout(tmp_path: Path) -> None:
+    artifact = tmp_path / "m.tflite"
+    artifact.write_bytes(b"x")
+    spec = TensorSpec("x", (1, 2, 2, 3), "int8", "NHWC", 0.5, 3)
+    described = Artifact(
+        artifact, "tflite", "tflite-int8", (spec,), (), files.sha256(artifact), 1, golden="m.golden.npz"
+    )
+    manifest.write(described)
+    assert profiler.golden_inputs(artifact, tmp_path) is None, "the file is not there"
+    first = np.arange(12, dtype=np.float32).reshape(1, 3, 2, 2)
+    np.savez(tmp_path / "m.golden.npz", input_0=np.concatenate([first, first + 9]))
+    path = profiler.golden_inputs(artifact, tmp_path)
+    assert path is not None
+    stored = np.load(path)["input_0"]
+    # channel 1 at row 0, column 1 is 5: 5 / 0.5 + 3
+    assert stored.shape == (1, 2, 2, 3) and stored.dtype == np.int8 and stored[0, 0, 1, 1] == 13
 
 
 def test_stored_inputs_are_used(tiny_onnx: Path, tmp_path: Path) -> None:
