@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -143,3 +145,20 @@ def test_a_device_that_is_lost_does_not_end_the_others(
     assert [p["device"]["name"] for p in found["profiles"]] == ["local"]
     assert [f["kind"] for f in found["failures"]] == ["UnreachableError"]
     assert getattr(result.exception, "exit_code", None) == 4
+
+
+def test_ctrl_c_on_the_host_leaves_nothing_running_and_says_130(
+    board: machine.Board, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    book = ["--inventory", str(tmp_path / "devices.toml")]
+    shutil.copyfile(board.known_hosts, tmp_path / "known_hosts")
+    hanging = 'sh -c \'case "$1" in *agent.py) exec sleep 400;; esac; exec python3 "$@"\' sh'
+    where = ["--ssh", f"root@127.0.0.1:{board.port}", "--key", str(board.key), "--python", hanging]
+    CliRunner().invoke(devices_command.command, ["add", "lab", *where, *book])
+    argv = [sys.executable, "-m", "edgecomp", "profile", str(artifacts["onnx"]), "--device", "lab", *book]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    machine.wait_for(lambda: any("sleep 400" in line for line in board.processes()), 60, "the run")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in stderr
+    machine.wait_for(lambda: board.processes() == [], 15, "the end of the run on the device")
