@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +31,7 @@ from edgecomp.exporters import (
 from edgecomp.exporters.tflite_file import Tensor, serialize
 from edgecomp.exporters.tflite_layout import Perm, channels_last, identity
 from edgecomp.exporters.tflite_lower import Lowering, Value
-from edgecomp.exporters.tflite_numerics import TARGETS, Numerics
+from edgecomp.exporters.tflite_numerics import TARGETS
 from edgecomp.graph import capture, fused_into
 from edgecomp.spec import Artifact, Candidate, Data, Layout, Problem, TensorSpec
 
@@ -58,17 +58,21 @@ class TFLiteExporter:
 
     `layout`: order of pictures at the door, NHWC (TFLite's own; no transposes) or NCHW (PyTorch's).
     `output_names`: in order; `output`, or `output_0` and so on, by default.
+    `group_size`: inputs of a linear layer that share a scale in `tflite-int4`; a multiple of 32.
     """
 
     target: str = "tflite-int8"
     layout: Literal["NHWC", "NCHW"] = "NHWC"
     output_names: tuple[str, ...] = ()
+    group_size: int = 32
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise UnknownNameError("target", self.target, TARGETS)
         if self.layout not in ("NHWC", "NCHW"):
             raise InputError(f"layout is {self.layout!r}; expected NHWC or NCHW")
+        if self.group_size < 32 or self.group_size % 32:
+            raise InputError(f"group_size is {self.group_size}; LiteRT takes multiples of 32")
 
     def problems(self, candidate: Candidate) -> list[Problem]:
         """Operations that the target cannot express, with the module each comes from."""
@@ -136,7 +140,7 @@ class TFLiteExporter:
             (spec.name, self._door(spec, node))
             for spec, node in zip(candidate.inputs, placeholders, strict=True)
         ]
-        numerics: Numerics = TARGETS[self.target]
+        numerics = replace(TARGETS[self.target], group_size=self.group_size)
         lowering = Lowering(graph_module, candidate.quantization, numerics, doors)
         lowering.run()
         return lowering
@@ -190,7 +194,7 @@ class TFLiteExporter:
     def _skipped(self, graph_module: GraphModule, lowering: Lowering) -> list[Problem]:
         """What stayed float in an integer file; raises ModelError for what should not have."""
         if not lowering.numerics.integer:
-            return []
+            return lowering.notes
         fused = fused_into(graph_module.graph)
         kept = dict(lowering.plan.float_nodes)
         allowed = {*kept, *(fused[n] for n in kept if n in fused)}

@@ -220,6 +220,7 @@ class _Writer:
         self._tensor_of: dict[int, int] = {}
         self._buffer_of: dict[bytes, int] = {}
         self._code_of: dict[tuple[str, int], int] = {}
+        self._scales: list[Tensor] = []
 
     def tensor(self, tensor: Tensor | None) -> int:
         if tensor is None:
@@ -300,6 +301,7 @@ class _Writer:
             scales = Tensor(
                 tensor.name + ":scale", quant.scale.shape, "float16", None, quant.scale.astype(np.float16)
             )
+            self._scales.append(scales)  # kept, so that its id stays its own
             made.details.scales = self.tensor(scales)
             made.details.zeroPoints = -1
             made.details.blockSize = quant.block

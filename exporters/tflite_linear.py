@@ -24,7 +24,7 @@ def linear(ctx: Lowering, node: Node) -> Value:
     if not constants.is_constant(weight):
         return _computed_weight(ctx, node, x, weight, bias)
     value = ctx.input(node, x, keep_order=True)
-    found = weights.read(ctx, node, weight, 0, four=True)
+    found = weights.read(ctx, node, weight, 0, four=True, blocks=True)
     if value.order is not None and (value.order[0] != len(value.perm) - 1 or found.block):
         value = ctx.input(node, x)
     elif value.order is not None:
@@ -35,17 +35,25 @@ def linear(ctx: Lowering, node: Node) -> Value:
 
 
 def _fully_connected(ctx: Lowering, node: Node, x: Tensor, weight: Weight, bias: Node | None) -> Value:
+    """FULLY_CONNECTED; its kernels for float times 4 bits forget the fused activation (LiteRT 2.3.0, without
+    XNNPACK), which is an operation of its own there.
+    """
     kernel = weights.store(ctx, weight, lambda w: w, 0)
     biases = None if bias is None else weights.bias(ctx, node, bias, x, weight, None)
     stored = ctx.shape_of(node)
     made = ctx.result(node, stored)
     weights.check_multiplier(x, weight, made)
     hybrid = x.dtype == "float32" and kernel.dtype in ("int8", "int4")
+    fused = ctx.fused_activation(node)
+    apart = hybrid and kernel.dtype == "int4" and fused
+    product = ctx.part(node, "product", stored, made) if apart else made
     ctx.draft.emit(
-        "FULLY_CONNECTED", [x, kernel, biases], [made], "FullyConnectedOptions",
+        "FULLY_CONNECTED", [x, kernel, biases], [product], "FullyConnectedOptions",
         keepNumDims=len(stored) != 2, asymmetricQuantizeInputs=hybrid and not weight.block,
-        fusedActivationFunction=activation(ctx.fused_activation(node)),
+        fusedActivationFunction=activation("" if apart else fused),
     )  # fmt: skip
+    if apart:
+        ctx.draft.emit(fused.upper(), [product], [made])
     return Value(made, layout.identity(len(stored)))
 
 

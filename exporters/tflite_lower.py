@@ -58,7 +58,7 @@ class Value:
 
 
 class Lowering:
-    """One conversion. After `run`: `draft`, `values`, `problems` (op, module, reason)."""
+    """One conversion. After `run`: `draft`, `values`, `problems` (op, module, reason), `notes` on weights."""
 
     def __init__(
         self,
@@ -75,6 +75,7 @@ class Lowering:
         self.draft = Draft()
         self.values: dict[Node, Any] = {}
         self.problems: list[Problem] = []
+        self.notes: list[Problem] = []
         self._doors = iter(doors)
         self._fused = fused_into(graph_module.graph)
         self._nodes = {n.name: n for n in graph_module.graph.nodes}

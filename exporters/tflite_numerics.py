@@ -18,12 +18,14 @@ Storage = Literal["float32", "float16", "int8", "int4"]
 class Numerics:
     """`weights`: storage of weights where activations are float. `integer`: activations follow the plan.
 
-    `activation_bits`: what the plan's activations must have for an integer target.
+    `activation_bits`: what the plan's activations must have for an integer target. `group_size`: inputs
+    that share a scale where 4-bit weights are rounded here.
     """
 
     weights: Storage = "float32"
     integer: bool = False
     activation_bits: int = 8
+    group_size: int = 32
 
     @property
     def activation_dtype(self) -> str:

@@ -15,10 +15,12 @@ from edgecomp.exporters.tflite_lower import Lowering
 from edgecomp.exporters.tflite_table import Unsupported
 from edgecomp.graph import constants
 from edgecomp.numerics import affine
-from edgecomp.spec import QuantSpec
+from edgecomp.spec import Problem, QuantSpec
 
 # A weight with fewer elements is stored as float32 in a weight-only target: it would save nothing.
 _WORTH_QUANTIZING = 64
+# With fewer outputs LiteRT's kernel without XNNPACK reads block scales as if there were none (2.3.0).
+_FEWEST_ROWS = 4
 _LARGEST_ACCUMULATOR = 2**31 - 1
 
 
@@ -63,44 +65,90 @@ class Weight:
 
 
 def read(
-    ctx: Lowering, node: Node, source: Node, axis: int, *, hybrid: bool = True, four: bool = False
+    ctx: Lowering,
+    node: Node,
+    source: Node,
+    axis: int,
+    *,
+    hybrid: bool = True,
+    four: bool = False,
+    blocks: bool = False,
 ) -> Weight:
-    """The weight that `node` uses. `hybrid`: a kernel for float activations with integer weights exists;
-    `four`: with 4-bit ones, too.
+    """The weight that `node` uses. Kernels for float activations: `hybrid` with 8-bit weights, `four` with
+    4-bit ones on one scale a channel, `blocks` with 4-bit ones on a scale for each block of a channel.
     """
     if not constants.is_constant(source):
         raise Unsupported("its weight is computed at run time")
     name = str(source.target)
-    array = ctx.array_of(source)
     if ctx.is_integer(node):
-        found = ctx.plan.weights.get(name)
-        if found is None or found.values is None:
-            raise Unsupported(f"the plan has no integers for its weight {name!r}")
-        if found.spec.axis not in (None, axis):
-            raise Unsupported(
-                f"weight {name!r} is quantized along axis {found.spec.axis}; TFLite needs {axis}"
-            )
-        return Weight(name, found.values, axis, found.scale.reshape(-1), found.spec.bits)
-    bits = {"int8": 8, "int4": 4 if four else 8}.get(ctx.numerics.weights, 32)
-    if bits == 32 or not hybrid or array.size < _WORTH_QUANTIZING:
-        return Weight(name, array.astype(np.float32), axis)
-    return _weight_only(ctx, name, array, axis, bits)
+        return _planned(ctx, name, axis)
+    array = ctx.array_of(source).astype(np.float32)
+    excluded = ctx.stored_plan is not None and node.name in ctx.stored_plan.float_nodes
+    wanted = {"int8": 8, "int4": 4}.get(ctx.numerics.weights, 32)
+    if wanted == 32 or not hybrid or excluded or array.size < _WORTH_QUANTIZING:
+        return Weight(name, array, axis)
+    found = _planned_weight_only(ctx, name, axis, wanted, four, blocks)
+    if found is not None:
+        return found
+    fits = array.shape[0] >= _FEWEST_ROWS and array.shape[-1] % ctx.numerics.group_size == 0
+    if wanted == 4 and blocks and fits:
+        return in_blocks(name, array, ctx.numerics.group_size)
+    if wanted == 4:
+        reason = (
+            "8 bits: 4 need a linear layer whose inputs are a multiple of the group size, or a plan of 4 bits"
+        )
+        ctx.notes.append(Problem(str(node.target), node.meta.get("module", ""), reason))
+    return per_channel(name, array, axis, 8)
 
 
-def _weight_only(ctx: Lowering, name: str, array: np.ndarray, axis: int, bits: int) -> Weight:
-    """The plan's integers where it has them at this width, else round to nearest on min-max scales."""
+def _planned(ctx: Lowering, name: str, axis: int) -> Weight:
+    """The integers of the plan, for an integer operation."""
+    found = ctx.plan.weights.get(name)
+    if found is None or found.values is None:
+        raise Unsupported(f"the plan has no integers for its weight {name!r}")
+    if found.spec.axis not in (None, axis) or found.spec.group_size:
+        raise Unsupported(
+            f"weight {name!r} is quantized along axis {found.spec.axis}, in groups of "
+            f"{found.spec.group_size}; an integer kernel needs axis {axis} and no groups"
+        )
+    return Weight(name, found.values, axis, found.scale.reshape(-1), found.spec.bits)
+
+
+def _planned_weight_only(
+    ctx: Lowering, name: str, axis: int, bits: int, four: bool, blocks: bool
+) -> Weight | None:
+    """The integers of the plan where a kernel takes them as they are: rounding is decided once."""
     found = ctx.stored_plan.weights.get(name) if ctx.stored_plan is not None else None
-    if found is not None and found.values is not None and found.spec.bits == bits:
-        block = found.spec.group_size or 0
-        if block or found.spec.axis in (None, axis):
-            scale = found.scale if block else found.scale.reshape(-1)
-            return Weight(name, found.values, axis, scale, bits, block)
+    if found is None or found.values is None or found.spec.bits != bits:
+        return None
+    block = found.spec.group_size or 0
+    if block:
+        fits = bits == 4 and blocks and block % 32 == 0
+        return Weight(name, found.values, axis, found.scale, bits, block) if fits else None
+    if found.spec.axis not in (None, axis) or (bits == 4 and not four):
+        return None
+    return Weight(name, found.values, axis, found.scale.reshape(-1), bits)
+
+
+def per_channel(name: str, array: np.ndarray, axis: int, bits: int) -> Weight:
+    """Round to nearest on symmetric min-max scales, one for each output channel."""
     spec = QuantSpec(bits=bits, symmetric=True, axis=axis, narrow=True)
     scale = affine.channel_scales(array, spec)
-    values = np.clip(np.rint(array / affine.along(scale, axis, array.ndim)), spec.qmin, spec.qmax).astype(
-        np.int8
-    )
-    return Weight(name, values, axis, scale.reshape(-1), bits)
+    steps = np.rint(array / affine.along(scale, axis, array.ndim))
+    return Weight(name, np.clip(steps, spec.qmin, spec.qmax).astype(np.int8), axis, scale.reshape(-1), bits)
+
+
+def in_blocks(name: str, array: np.ndarray, block: int) -> Weight:
+    """[out, in] rounded to 4 bits in [-7, 7], one float16 scale for each `block` inputs of an output.
+
+    Scales are rounded up to float16 first, and the weights on the rounded ones: nothing is clipped.
+    """
+    parts = array.reshape(array.shape[0], -1, block)
+    exact = np.maximum(np.abs(parts).max(-1) / 7.0, np.finfo(np.float16).tiny)
+    half = exact.astype(np.float16)
+    scale = np.where(half < exact, np.nextafter(half, np.float16(np.inf)), half).astype(np.float32)
+    values = np.clip(np.rint(parts / scale[..., None]), -7, 7).astype(np.int8)
+    return Weight(name, values.reshape(array.shape), 0, scale, 4, block)
 
 
 def store(ctx: Lowering, weight: Weight, arrange: Callable[[np.ndarray], np.ndarray], axis: int) -> Tensor:

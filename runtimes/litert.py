@@ -35,6 +35,8 @@ _CHECK_TIMEOUT_S = 600
 # Kernel sets to try, by `optimize`. The reference set lacks a few operations (ELU, ROUND).
 _RESOLVERS = {True: ("AUTO",), False: ("BUILTIN_REF", "BUILTIN_WITHOUT_DEFAULT_DELEGATES")}
 _WITHOUT_DELEGATE = "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
+# The reference kernel of FULLY_CONNECTED takes block-wise 4-bit weights and gives zeros (LiteRT 2.3.0).
+_NEVER_ON_REFERENCE = ("tflite-int4",)
 
 # Run by a fresh Python: a bad file can abort the process that opens it. stdout: the kernel set that has all
 # operations; stderr: the error on one line.
@@ -120,15 +122,17 @@ def check_opens(path: Path, *, backend: str = "ai-edge-litert", optimize: bool =
     """
     if not path.is_file():
         raise ArtifactError(f"no artifact at {path}; expected a .tflite file")
-    litert_file.metadata(path)
-    facts = path.stat()
-    return _open_in_child(str(path.resolve()), facts.st_mtime_ns, facts.st_size, backend, optimize)
+    target, facts = _embedded(path).get("target"), path.stat()
+    resolvers = _RESOLVERS[optimize]
+    if not optimize and target in _NEVER_ON_REFERENCE:
+        resolvers = (_WITHOUT_DELEGATE,)
+    return _open_in_child(str(path.resolve()), facts.st_mtime_ns, facts.st_size, backend, resolvers)
 
 
 @cache
-def _open_in_child(path: str, modified_ns: int, size: int, backend: str, optimize: bool) -> str:
+def _open_in_child(path: str, modified_ns: int, size: int, backend: str, resolvers: tuple[str, ...]) -> str:
     """Once for each state of a file: `modified_ns` and `size` are part of the cache's key."""
-    command = [sys.executable, "-c", _OPEN_IN_CHILD, _MODULES[backend], path, *_RESOLVERS[optimize]]
+    command = [sys.executable, "-c", _OPEN_IN_CHILD, _MODULES[backend], path, *resolvers]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_CHECK_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tflite_functions as functions
 import torch
-from tflite_support import check_float, check_integer, op_types
+from tflite_support import check_float, check_integer
 from torch import nn
 
 ON_PICTURES = {
@@ -103,18 +103,3 @@ def test_16_bit_convolutions_and_activations(tmp_path: Path) -> None:
     known = {k: f for k, f in functions.ACTIVATIONS.items() if k != "log softmax"}
     check_integer(known, (functions.PICTURE,), tmp_path, bits=16, steps=4)
     check_integer(functions.ARITHMETIC, (functions.PICTURE,), tmp_path, bits=16, steps=2)
-
-
-@pytest.mark.parametrize(
-    ("target", "db"), [("tflite-fp16", 60.0), ("tflite-dynamic", 35.0), ("tflite-int4", 12.0)]
-)
-def test_weight_only_targets(target: str, db: float, tmp_path: Path) -> None:
-    """Noise of 11, 8 and 4 bits in the weights, at most; and the weights are stored so."""
-    layers = {
-        "conv": nn.Conv2d(4, 16, 3, padding=1),
-        "depthwise": nn.Conv2d(4, 8, 3, groups=4),
-        "linear": nn.Sequential(nn.Flatten(), nn.Linear(256, 16)),
-        "transposed": nn.ConvTranspose2d(4, 6, 3, 2, 1),
-    }
-    opened = check_float(layers, (functions.PICTURE,), tmp_path, target=target, db=db)
-    assert "FULLY_CONNECTED" in op_types(opened)
