@@ -14,6 +14,7 @@ import torch
 from edgecomp import checkpoint, files, ledger, models, progress, registry
 from edgecomp import pipeline_export as exporting
 from edgecomp import pipeline_steps as stepping
+from edgecomp.compress import parallel
 from edgecomp.errors import (
     DeviceError,
     EdgecompError,
@@ -61,7 +62,8 @@ class Run:
     layers: list[dict[str, Any]] | None = field(default=None)
 
     def save(self) -> None:
-        ledger.save(self.ledger, self.out)
+        if parallel.rank() == 0:
+            ledger.save(self.ledger, self.out)
 
 
 def run(document: Document, out: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -69,16 +71,21 @@ def run(document: Document, out: Path, *, resume: bool = False) -> dict[str, Any
 
     Everything is checked before the first step: targets, libraries, devices, data, the model, unsupported
     operations, the folder. `resume` goes on after the last finished step and artifact of an earlier run.
+    Under `torchrun` all processes train together, and the first one exports and writes.
     Raises a branch of EdgecompError; whatever happens, files under their final names are complete.
     """
+    parallel.start()
     state = prepared(document, out, resume)
+    stopped = None
     try:
         _steps(state)
-        _artifacts(state)
+        if parallel.rank() == 0:
+            _artifacts(state)
     except GateFailed as error:
-        _finish(state, str(error))
-        return state.ledger
-    _finish(state, None)
+        stopped = str(error)
+    if parallel.rank() == 0:
+        _finish(state, stopped)
+    parallel.wait()
     return state.ledger
 
 
@@ -268,7 +275,9 @@ def _step(state: Run, index: int, entry: StepEntry) -> None:
     else:
         state.before = found.value
     state.candidates = state.candidates.after(candidate)
-    checkpoint.save(candidate, state.origin, _checkpoint(state, index + 1))
+    if parallel.rank() == 0:
+        checkpoint.save(candidate, state.origin, _checkpoint(state, index + 1))
+    parallel.wait()
     state.ledger["steps"].append(row)
     state.save()
     if row["passed"] is False and entry.on_failure == "stop":

@@ -122,8 +122,11 @@ def export(
     candidate = each.candidate(candidates)
     path = path_for(out, each.target, each.exporter)
     progress.note(f"exporting {each.target}")
+    for stale in (manifest.path_of(path), golden.path_of(path)):
+        stale.unlink(missing_ok=True)  # of an earlier run: it would belie the new file
     artifact = each.exporter.export(candidate, data, path)
     artifact = replace(artifact, recipe_sha256=recipe_sha256)
+    manifest.write(artifact)
     source = data.evaluation or data.calibration or data.train
     if source is not None and has_runtime(path):
         artifact = golden.record(artifact, source, TorchReference(reference_of(candidates)))

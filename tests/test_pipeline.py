@@ -294,3 +294,29 @@ def test_attribution_says_what_each_step_cost(folder: Path) -> None:
     assert all(r["cost"] == pytest.approx(r["without"] - whole) for r in rows)
     tuned = ledger["steps"][2]["metrics"]["accuracy"]
     assert rows[2]["without"] == tuned
+
+
+def test_a_second_run_into_the_same_folder_replaces_the_first(folder: Path) -> None:
+    words = ("--target", "tflite-int8", "--data", "test.npz", "--out", "out", "--calib")
+    assert call("export", "net.py:build", *words, "train.npz").exit_code == 0
+    first = files.sha256(folder / "out" / "tflite-int8.tflite")
+    again = call("export", "net.py:build", *words, "test.npz")
+    assert again.exit_code == 0, again.output
+    assert files.sha256(folder / "out" / "tflite-int8.tflite") != first
+    assert call("verify", "out/tflite-int8.tflite").exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_run_under_torchrun_gives_the_metrics_of_one_process(folder: Path) -> None:
+    plain = RECIPE.replace("[tflite-int8, tflite-fp32]", "[tflite-int8]").replace(
+        "  - prune: {sparsity: 0.5}\n", ""
+    )
+    (folder / "recipe.yaml").write_text(plain)
+    assert call("run", "recipe.yaml", "--out", "one").exit_code == 0
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "edgecomp")
+    words = [sys.executable, *launcher, "run", "recipe.yaml", "--out", "two"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = steps(folder / "one"), steps(folder / "two")
+    assert [s["name"] for s in one] == [s["name"] for s in two]
+    assert (folder / "two" / "tflite-int8.tflite").exists() and done.stdout.count("report:") == 1

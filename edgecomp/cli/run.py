@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def command(recipe: Path, out: Path | None, resume: bool, attribute: bool, json_
     facts = pipeline.run(document, folder, resume=resume)
     if attribute and facts["verdict"]["passed"] is not False:
         facts = pipeline.attribute(document, folder)
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun the first process tells
     show(facts, json_path, lambda shown: render(shown, folder))
     if facts["verdict"]["passed"] is False:
         raise GateFailed(facts["verdict"]["text"])

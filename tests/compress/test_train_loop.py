@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from edgecomp import checkpoint
 from edgecomp.compress.distill import Distill, logit_loss
+from edgecomp.compress.fit import _part, _rate, _shifted
 from edgecomp.compress.magnitude import PruneMagnitude
-from edgecomp.compress.train import Finetune, _part, _rate, _shifted, task_loss
+from edgecomp.compress.train import Finetune, task_loss
 from edgecomp.errors import DataError, ModelError, RecipeError
 from edgecomp.spec import Batch, Candidate, Data, Preprocessing, TensorSpec
 
