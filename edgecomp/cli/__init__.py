@@ -32,9 +32,11 @@ COMMANDS = {
     "inspect": "Show what an artifact takes, gives and holds, and what stayed float.",
     "verify": "Replay the golden inputs and outputs that travel with an artifact.",
     "audit": "Say whether calibration data is fit for use.",
+    "rebuild": "Run a finished run's recipe again and compare the artifacts byte for byte.",
     "targets": "List the targets, and which of them can be built here.",
     "doctor": "Show what this machine has, what is missing and how to get it.",
     "diagnose": "Search for the preprocessing fault behind outputs that disagree.",
+    "search": "Search over a recipe's settings for the best of metric, bytes, latency.",
     "init": "Look at a model and write a recipe for it.",
 }
 
