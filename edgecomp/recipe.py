@@ -147,6 +147,19 @@ class ProfileEntry(BaseModel):
     warmup_seconds: float = Field(default=5.0, ge=0)
 
 
+Objective = Literal["metric", "size_bytes", "latency_ms", "macs"]
+Space = Literal["optional"] | tuple[float | int, float | int] | dict[Literal["choice"], list[Any]]
+
+
+class SearchEntry(BaseModel):
+    """What `edgecomp search` varies: `steps.0.macs: [0.3, 0.9]`, `{choice: [..]}`, `steps.1: optional`."""
+
+    model_config = _STRICT
+    trials: int = Field(default=20, ge=1)
+    space: dict[str, Space] = Field(min_length=1)
+    objectives: tuple[Objective, ...] = Field(default=("metric", "size_bytes"), min_length=1)
+
+
 class Recipe(BaseModel):
     """A whole recipe."""
 
@@ -162,6 +175,7 @@ class Recipe(BaseModel):
     gates: Gates | dict[str, Gates] = ()
     parity: bool = True
     profile: ProfileEntry | None = ProfileEntry()
+    search: SearchEntry | None = None
 
     def gates_of(self, target: str) -> tuple[str, ...]:
         """Conditions on one target's artifact: those of all, and its own."""
@@ -215,12 +229,16 @@ def read(path: Path) -> Document:
         raise RecipeError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
     if not isinstance(plain, dict):
         raise RecipeError(f"{path} holds {type(plain).__name__}; expected keys such as model, data and steps")
-    lines = _lines(node)
-    try:
-        recipe = Recipe.model_validate(plain)
-    except pydantic.ValidationError as error:
-        raise _refusal(path, error, lines) from error
+    recipe = validated(plain, path, _lines(node))
     return Document(recipe, plain, hashlib.sha256(raw).hexdigest(), path)
+
+
+def validated(plain: Mapping[str, Any], path: Path, lines: Mapping[Any, int] | None = None) -> Recipe:
+    """A recipe from plain data. Raises as `read` does; messages name `path`."""
+    try:
+        return Recipe.model_validate(plain)
+    except pydantic.ValidationError as error:
+        raise _refusal(path, error, lines or {}) from error
 
 
 def with_settings(factory: Any, settings: Mapping[str, Any], what: str, **fixed: Any) -> Any:

@@ -56,6 +56,7 @@ LIBRARIES = {
     "parity": {"numpy", "torch"},
     "report": {"jinja2", "markupsafe", "yaml"},
     "chain": {"numpy", "torch", "yaml", "pydantic"},
+    "chain/search": {"optuna"},
     "demo": {"numpy", "torch", "click"},
     "cli": {"click", "rich", "yaml", "numpy", "platformdirs"},
 }
