@@ -322,7 +322,8 @@ def layer_table(stages: Stages) -> list[dict[str, Any]]:
 
     `weight_db`: integers against float weights. `activation_db`: the artifact's value (or, where it cannot be
     seen, the fake-quantized one) against the float graph's, all layers before included. `local_db`: the
-    artifact against the plan on its own inputs.
+    artifact against the plan on its own inputs. `x86_saturation`: share of weight pairs that can overflow the
+    16-bit sums of an x86 without VNNI.
     """
     plan = stages.candidate.quantization
     weights = {e["node"]: e for e in ladder_stages.weight_errors(stages.graph, plan)} if plan else {}
@@ -340,6 +341,7 @@ def layer_table(stages: Stages) -> list[dict[str, Any]]:
                 "op": ladder_local.op_name(node),
                 "weight_db": weights[node.name]["sqnr_db"] if node.name in weights else None,
                 "activation_db": total.get(node.name),
+                "x86_saturation": weights[node.name]["x86_saturation"] if node.name in weights else None,
                 "local_db": tally.local_db if tally else None,
                 "complaint": tally.complaint(tolerance_of(stages)) if tally else None,
             }

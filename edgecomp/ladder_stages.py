@@ -15,6 +15,7 @@ from edgecomp.graph.interpret import watch
 from edgecomp.graph.vocabulary import WEIGHTED
 from edgecomp.ladder_local import op_name, samples_of
 from edgecomp.numerics import affine, metrics
+from edgecomp.numerics.saturation import x86_pair_risk
 from edgecomp.reference import flatten
 from edgecomp.spec import Batch, QuantizationPlan, TensorQuantization
 
@@ -108,6 +109,7 @@ def weight_errors(graph_module: GraphModule, plan: QuantizationPlan) -> list[dic
                 "module": node.meta.get("module", ""),
                 "sqnr_db": sqnr,
                 "reachable_db": reachable_db(weight, quantization, WEIGHTED[node.target]),
+                "x86_saturation": x86_pair_risk(quantization.values, WEIGHTED[node.target]),
             }
         )
     return found

@@ -73,6 +73,7 @@ def test_layers_have_weights_and_activations_apart(sound):
     rows = {r["node"]: r for r in climb(*sound)["layers"]}
     first = rows["conv2d"]
     assert first["module"] == "net.stem.0" and first["weight_db"] > 40
+    assert 0 < first["x86_saturation"] < 0.5
     assert first["activation_db"] is None  # computed inside its ReLU6
     assert rows["hardtanh"]["module"] == "net.stem.2" and rows["hardtanh"]["activation_db"] > 30
     assert all(r["complaint"] is None for r in rows.values())
