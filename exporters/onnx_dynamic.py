@@ -37,7 +37,7 @@ def stored_weights(graph_module: GraphModule) -> dict[str, TensorQuantization]:
 
 
 def _rounded(value: np.ndarray, node: Node) -> TensorQuantization:
-    axis: int | None = WEIGHTED[node.target]  # type: ignore[index]
+    axis: int | None = WEIGHTED[node.target]
     if axis == 1 and len(node.args) > 6 and node.args[6] != 1:
         axis = None  # a grouped transposed convolution shares its channel axis
     spec = QuantSpec(bits=8, symmetric=True, axis=axis, narrow=True)
