@@ -52,9 +52,11 @@ class Extent:
         self.high += _MOMENTUM * (high - self.high)
 
     def final(self) -> tuple[float, float]:
-        if self.low > self.high:
-            return 0.0, 0.0
-        return (min(self.low, self.high - SENTINEL_MARGIN) if self.marked else self.low), self.high
+        return (0.0, 0.0) if self.low > self.high else self.with_margin(self.low, self.high)
+
+    def with_margin(self, low: float, high: float) -> tuple[float, float]:
+        """The range with room for a mark below it, however an observer shrank it."""
+        return (min(low, high - SENTINEL_MARGIN) if self.marked else low), high
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def observe(
     if settings.observer in ("minmax", "moving-average"):
         return found
     counts = _histograms(graph_module, batches, found)
-    return {name: _choose(counts[name], *found[name], spec, settings) for name in found}
+    chosen = {name: _choose(counts[name], *found[name], spec, settings) for name in found}
+    return {name: extents[name].with_margin(*chosen[name]) for name in found}
 
 
 def _choose(
