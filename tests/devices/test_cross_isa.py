@@ -48,3 +48,9 @@ def test_a_device_agrees_with_itself(tiny_onnx: Path, tmp_path: Path) -> None:
 def test_devices_must_be_named(tiny_onnx: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no device"):
         cross_isa.check([], tiny_onnx, tmp_path)
+
+
+def test_kernels_that_are_far_off_are_named_by_their_cause() -> None:
+    row = {"device": "d", "isa": "x86_64", "reference_step": 30, "saturates": True}
+    assert cross_isa._warning(row).startswith("saturates: on d (x86_64)")
+    assert cross_isa._warning(row | {"saturates": False}).startswith("wrong kernels: on d")
