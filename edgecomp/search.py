@@ -10,13 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from edgecomp import files, pipeline, progress
 from edgecomp.errors import EdgecompError, RecipeError
+from edgecomp.pipeline_steps import metric_named
 from edgecomp.recipe import Document, SearchEntry, validated
 
-_DIRECTION = {"metric": "maximize", "size_bytes": "minimize", "latency_ms": "minimize", "macs": "minimize"}
+_DIRECTION = {
+    "metric": StudyDirection.MAXIMIZE,
+    "size_bytes": StudyDirection.MINIMIZE,
+    "latency_ms": StudyDirection.MINIMIZE,
+    "macs": StudyDirection.MINIMIZE,
+}
 
 
 def search(
@@ -37,7 +44,7 @@ def search(
     study = optuna.create_study(
         study_name=document.sha256,
         storage=storage or f"sqlite:///{(out / 'search.db').resolve()}",
-        directions=[_DIRECTION[o] for o in entry.objectives],
+        directions=[_direction(o, document.recipe.metric) for o in entry.objectives],
         sampler=optuna.samplers.TPESampler(seed=document.recipe.seed),
         load_if_exists=True,
     )
@@ -48,6 +55,14 @@ def search(
     with files.atomic(out / "search.json") as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _direction(objective: str, metric: str | None) -> StudyDirection:
+    """A metric named in the recipe may be an error, better small; an unnamed one counts as a gain."""
+    named = metric_named(metric)
+    if objective == "metric" and named is not None and not named.higher_is_better:
+        return StudyDirection.MINIMIZE
+    return _DIRECTION[objective]
 
 
 def _one(study: optuna.Study, document: Document, entry: SearchEntry, out: Path) -> None:

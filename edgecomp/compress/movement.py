@@ -42,8 +42,8 @@ class PruneMovement(Training):
         updates = self.epochs * max(1, -(-len(data.train) // self.batch_size))
         mover = Mover({n.removeprefix("."): w for n, w in weights.items()}, self.sparsity, updates)
 
-        def objective(net: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
-            return task_loss(first_output(net, inputs), targets, self.label_smoothing)
+        def objective(module: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
+            return task_loss(first_output(module, inputs), targets, self.label_smoothing)
 
         # The last epoch is kept: earlier ones have not reached the sparsity.
         notes = fit(module, data.train, replace(self, validation=0.0), objective, after_update=mover)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -33,6 +33,8 @@ class PruneChannels:
     of the multiply-accumulates, or their number when above 1). `scope` group: every group loses the same
     fraction; global: the lowest scores of the whole model go. Kept channels are a multiple of `round_to`.
     `exclude`: patterns of module names whose outputs stay. `max_sparsity` bounds what one group can lose.
+    `rules`: pattern of a module name, or `type:Linear`, -> the sparsity of its group (0: it stays); a name
+    goes before a type, and both before the step's own setting.
 
     Example: a convolution of 64 channels with sparsity 0.3 and round_to 8 keeps 48 (64 * 0.7 = 44.8).
     """
@@ -44,6 +46,7 @@ class PruneChannels:
     round_to: int = 8
     max_sparsity: float = 0.9
     exclude: tuple[str, ...] = ()
+    rules: Mapping[str, float] = field(default_factory=dict)
     samples: int = 512
     seed: int = 0
 
@@ -57,6 +60,8 @@ class PruneChannels:
         check("macs", self.macs, self.macs is None or self.macs > 0, "a fraction that remains, or a number")
         check("criterion", self.criterion, self.criterion in CRITERIA, f"one of {', '.join(CRITERIA)}")
         check("scope", self.scope, self.scope in ("group", "global"), "group or global")
+        for pattern, value in self.rules.items():
+            check(f"rules[{pattern!r}]", value, 0 <= value < 1, "a sparsity from 0 to below 1")
         check("round_to", self.round_to, self.round_to >= 1, "1 or more")
         check("max_sparsity", self.max_sparsity, 0 < self.max_sparsity < 1, "between 0 and 1")
 
@@ -73,7 +78,9 @@ class PruneChannels:
         module = copy.deepcopy(candidate.module).eval()
         analysis = prunable(module, inputs, self.exclude)
         scores = self._scores(module, analysis, data)
-        units = self._chosen(module, analysis.groups, scores, inputs)
+        types = {n: type(m).__name__ for n, m in module.named_modules()}
+        ruled = [self._rule(g, types) for g in analysis.groups]
+        units = self._chosen(module, analysis.groups, scores, inputs, ruled)
         before = counting.count_macs(module, inputs)
         remove(module, list(zip(analysis.groups, units, strict=True)))
         after = counting.count_macs(module, inputs)
@@ -101,21 +108,39 @@ class PruneChannels:
         groups: Sequence[Group],
         scores: Sequence[np.ndarray],
         inputs: tuple[Tensor, ...],
+        ruled: Sequence[float | None],
     ) -> list[np.ndarray]:
         if self.sparsity is not None:
-            return self._units(groups, scores, self.sparsity)
+            return self._units(groups, scores, self.sparsity, ruled)
         total = counting.count_macs(module, inputs)
         budget = float(self.macs or 0) * (total if float(self.macs or 0) <= 1 else 1)
 
         def remaining(sparsity: float) -> int:
             trial = copy.deepcopy(module)
-            remove(trial, list(zip(groups, self._units(groups, scores, sparsity), strict=True)))
+            units = self._units(groups, scores, sparsity, ruled)
+            remove(trial, list(zip(groups, units, strict=True)))
             return counting.count_macs(trial, inputs)
 
-        return self._units(groups, scores, _smallest(remaining, budget, self.max_sparsity, total))
+        smallest = _smallest(remaining, budget, self.max_sparsity, total)
+        return self._units(groups, scores, smallest, ruled)
+
+    def _rule(self, group: Group, types: Mapping[str, str]) -> float | None:
+        """The sparsity that a rule gives the group: by the name of a producing layer, else by its type."""
+        layers = [name.rpartition(".")[0] for name, _ in group.producers]
+        for pattern, value in self.rules.items():
+            if not pattern.startswith("type:") and fnmatch.filter(layers, pattern):
+                return value
+        for pattern, value in self.rules.items():
+            if pattern.startswith("type:") and pattern[5:] in {types[n] for n in layers}:
+                return value
+        return None
 
     def _units(
-        self, groups: Sequence[Group], scores: Sequence[np.ndarray], sparsity: float
+        self,
+        groups: Sequence[Group],
+        scores: Sequence[np.ndarray],
+        sparsity: float,
+        ruled: Sequence[float | None],
     ) -> list[np.ndarray]:
         """For each group the indices of the units that go at this overall sparsity, lowest scores first."""
         if self.scope == "global" and groups:
@@ -123,8 +148,14 @@ class PruneChannels:
             wanted = [int((s < limit).sum()) for s in scores]
         else:
             wanted = [round(len(s) * sparsity) for s in scores]
+        wanted = [
+            c if r is None else round(len(g) * r) for g, c, r in zip(groups, wanted, ruled, strict=True)
+        ]
         result = []
         for group, score, count in zip(groups, scores, wanted, strict=True):
+            if count == 0:
+                result.append(np.array([], dtype=np.int64))
+                continue
             count = rounded(len(group), count, self.round_to, group.channels // len(group), self.max_sparsity)
             result.append(np.argsort(score, kind="stable")[:count])
         return result

@@ -245,6 +245,21 @@ def test_what_the_own_code_forbids_is_kept_with_the_reason() -> None:
     assert any("a not pruned" in n and "expected 8 features" in n for n in result.history[-1].notes)
 
 
+def test_a_rule_by_name_goes_before_one_by_type_and_both_before_the_setting() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 16, 3),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3),
+        nn.Flatten(),
+        nn.Linear(1024, 16),
+        nn.Linear(16, 2),
+    )
+    candidate = Candidate(module.eval(), (TensorSpec("x", IMAGE),))
+    rules = {"type:Conv2d": 0.25, "2": 0.0}
+    pruned = PruneChannels(sparsity=0.5, round_to=4, rules=rules)(candidate, Data()).module
+    assert [pruned[i].weight.shape[0] for i in (0, 2, 4)] == [12, 16, 8]
+
+
 def test_macs_of_a_convolution_by_hand() -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 16, 2))
     assert count_macs(module, (torch.zeros(1, 3, 4, 4),)) == 3 * 9 * 8 * 16 + 8 * 16 * 2
