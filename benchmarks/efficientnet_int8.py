@@ -122,8 +122,10 @@ def onnxruntime_static() -> Callable[[nn.Module, np.ndarray, Path], None]:
 
 def coremltools_palettes() -> Callable[[nn.Module, np.ndarray, Path], None]:
     """coremltools' own: traced, converted to float16, 4-bit k-means, one palette for each weight tensor."""
-    import coremltools as ct
-    import coremltools.optimize.coreml as cto
+    import edgecomp.exporters.coreml_toolkit  # noqa: F401  coremltools 9.0 fails on NumPy 2.4 without its repair
+
+    import coremltools as ct  # isort: skip
+    import coremltools.optimize.coreml as cto  # isort: skip
 
     def work(model: nn.Module, calibration: np.ndarray, path: Path) -> None:
         traced = torch.jit.trace(model, torch.zeros(INPUT.shape))
