@@ -164,29 +164,21 @@ def checked(device: Any) -> dict[str, Any]:
         device.close()
 
 
+FACTS = ("kind", "model", "SoC", "cores", "ISA", "OS", "RAM GB", "governor", "°C", "runtimes")
+
+
 def check_table(facts: dict[str, Any]) -> Group:
+    """A column for each device, so that it fits a terminal."""
     table = Table(title="Devices")
-    for name in (
-        "name",
-        "kind",
-        "model",
-        "SoC",
-        "cores",
-        "ISA",
-        "OS",
-        "RAM GB",
-        "governor",
-        "°C",
-        "runtimes",
-    ):
-        table.add_column(name, overflow="fold")
-    notes = []
+    table.add_column("")
+    notes, columns = [], []
     for row in facts["devices"]:
-        if row["facts"] is None:
-            table.add_row(row["name"], row["kind"], "failed")
-            continue
-        table.add_row(row["name"], row["kind"], *described(row["facts"]))
+        table.add_column(row["name"], overflow="fold")
+        known = row["facts"] is not None
+        columns.append([row["kind"], *(described(row["facts"]) if known else ["failed", *["-"] * 8])])
         notes += [f"{row['name']} lacks {gap['what']}: {gap['get']}" for gap in row["lacking"]]
+    for index, name in enumerate(FACTS):
+        table.add_row(name, *[column[index] for column in columns])
     return Group(table, *[Text(note) for note in notes])
 
 

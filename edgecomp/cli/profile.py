@@ -173,7 +173,7 @@ def figure(value: float | None, digits: int = 3, scale: float = 1.0) -> str:
 
 def profile_table(profiles: list[dict[str, Any]]) -> Group:
     table = Table(title="Profile (milliseconds; MB = 10^6 bytes)")
-    table.add_column("artifact", overflow="fold")
+    table.add_column("artifact", overflow="fold", no_wrap=True)
     for name in ("device", "runtime"):
         table.add_column(name)
     numbers = ("init", "first", "p50", "95 % interval", "p90", "p99", "runs", "peak MB", "model MB", "noise")

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecomp.devices import agent
@@ -161,6 +161,7 @@ def test_random_inputs_are_valid() -> None:
     assert set(np.unique(made[2])) == {0, 1}
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 1e3), min_size=1, max_size=40))
 def test_the_agent_s_warm_up_rule_is_that_of_numerics(samples: list[float]) -> None:
     assert agent.is_warm(samples) == statistics.is_warm(samples)

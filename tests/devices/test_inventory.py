@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgecomp.devices.inventory import Inventory, to_toml
@@ -14,12 +14,12 @@ from edgecomp.devices.local import LocalDevice
 from edgecomp.devices.ssh import SshDevice
 from edgecomp.errors import InputError, UnknownNameError
 
-VALUES = st.one_of(st.text(), st.integers(-(2**31), 2**31), st.booleans())
+VALUES = st.one_of(st.text(max_size=20), st.integers(-(2**31), 2**31), st.booleans())
+ENTRIES = st.dictionaries(st.sampled_from(["address", "key", "port_number"]), VALUES)
 
 
-@given(
-    st.dictionaries(st.text(min_size=1), st.dictionaries(st.from_regex(r"[a-z]+", fullmatch=True), VALUES))
-)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.text(min_size=1, max_size=10), ENTRIES, max_size=3))
 def test_what_is_written_is_what_a_toml_reader_reads(devices: dict[str, dict[str, str | int | bool]]) -> None:
     assert tomllib.loads(to_toml(devices)).get("devices", {}) == devices
 

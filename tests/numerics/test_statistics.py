@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecomp.numerics import statistics
@@ -16,6 +16,7 @@ def test_percentile_by_hand() -> None:
     assert statistics.percentile([7], 99) == 7
 
 
+@settings(deadline=None)
 @given(TIMES, st.floats(0, 100))
 def test_percentile_is_numpy_linear(samples: list[float], q: float) -> None:
     assert statistics.percentile(samples, q) == pytest.approx(np.percentile(samples, q), rel=1e-9)
