@@ -12,6 +12,7 @@ from edgecomp.compress.ptq import Quantize
 from edgecomp.errors import DataError, ModelError, UnsupportedOpError
 from edgecomp.parity import compare
 from edgecomp.parity.metric import Metric
+from edgecomp.pipeline_steps import runner
 from edgecomp.recipe import ProfileEntry, with_settings
 from edgecomp.reference import TorchReference
 from edgecomp.spec import Artifact, Candidate, Data, DataSource, Exporter, Problem
@@ -157,7 +158,7 @@ def parity(
         progress.note(f"parity of {artifact.path.name} not checked: no runtime opens {artifact.path.suffix}")
         return None
     progress.note(f"comparing {artifact.path.name} with the float model")
-    reference = TorchReference(reference_of(candidates))
+    reference = runner(Candidate(reference_of(candidates), candidates.floating.inputs), source)
     entry = compare(reference, artifact.path, source, metric=metric, gates=gates)
     return {**entry, "layers": layers() if layers else []}
 
