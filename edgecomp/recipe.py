@@ -196,7 +196,7 @@ class Recipe(BaseModel):
     def _readable(cls, value: Any) -> Any:
         with _with_line():
             for name, exprs in value.items() if isinstance(value, dict) else [("all", value)]:
-                gating.parse_all(exprs)
+                gating.check_names(exprs)
                 if name != "all":
                     registry.entry("exporters", name)
         return value

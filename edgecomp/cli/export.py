@@ -56,10 +56,10 @@ def command(
 
     Quantized once with --calib for all targets that need it. The exit code is 1 when a gate fails.
     """
-    from edgecomp.parity.gates import parse_all
+    from edgecomp.parity.gates import check_names
     from edgecomp.pipeline_single import Model, Sources, export_model
 
-    parse_all(gates)
+    check_names(gates)
     quantize, exporters = _settings(settings, targets)
     result = export_model(
         Model(model, weights, tuple(shape(s) for s in shapes)),

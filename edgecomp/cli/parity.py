@@ -192,7 +192,7 @@ def command(
     from edgecomp.pipeline_single import Model
     from edgecomp.reference import TorchReference
 
-    gates.parse_all(exprs)
+    gates.check_names(exprs)
     if devices and not ladder:
         raise InputError(f"--device {devices[0]} is a rung of the ladder; add --ladder")
     for path in (flips, junit.parent if junit else None):

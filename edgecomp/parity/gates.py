@@ -48,6 +48,24 @@ _UNITS = {
 _ENDS = {"low": 0, "high": 1}
 
 
+ARTIFACT_FIGURES = (
+    "calibration",
+    "cosine",
+    "flips",
+    "gaps",
+    "max_abs_error",
+    "metric",
+    "optimized",
+    "samples",
+    "size_bytes",
+    "sqnr_db",
+    "top1_agreement",
+    "worst_corruption",
+    "worst_slice",
+)
+"""First words of everything that a gate of an artifact can name."""
+
+
 @dataclass(frozen=True)
 class Gate:
     """One condition. `end`: the end of the interval that is looked at, "point", or "" (point, guarded)."""
@@ -122,6 +140,14 @@ def parse(expr: str) -> Gate:
 
 def parse_all(exprs: Sequence[str]) -> list[Gate]:
     return [parse(e) for e in exprs]
+
+
+def check_names(exprs: Sequence[str]) -> None:
+    """Read gates of an artifact before any work; UnknownNameError for a figure that parity does not have."""
+    for gate in parse_all(exprs):
+        first = gate.name.split(".")[0]
+        if first not in ARTIFACT_FIGURES:
+            raise UnknownNameError("gate value", first, ARTIFACT_FIGURES)
 
 
 def lookup(facts: Mapping[str, Any], name: str) -> float | None:

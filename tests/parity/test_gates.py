@@ -107,3 +107,16 @@ def test_any_text_is_read_or_refused(text):
     except InputError:
         return
     assert math.isfinite(gate.bound) or "e" in text.lower()
+
+
+def test_an_unknown_figure_is_refused_before_any_work() -> None:
+    gates.check_names(["top1_agreement >= 0.9", "metric.delta.low >= -0.01", "gaps.class.change <= 0.02"])
+    with pytest.raises(
+        UnknownNameError, match="unknown gate value 'top1_agrement'; did you mean 'top1_agreement'"
+    ):
+        gates.check_names(["sqnr_db > 10", "top1_agrement >= 0.9"])
+
+
+def test_every_figure_of_an_entry_can_be_named() -> None:
+    """The list before the work and the entry after it do not drift apart."""
+    assert {n.split(".")[0] for n in gates.numbers(FACTS)} <= set(gates.ARTIFACT_FIGURES)
