@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,9 @@ from torch import nn
 
 from edgecomp import files, manifest
 from edgecomp.errors import ModelError, UnsupportedOpError
-from edgecomp.exporters import coreml_convert, coreml_file
+from edgecomp.exporters import coreml_convert, coreml_file, coreml_importance
 from edgecomp.exporters.coreml_compress import Linear, Palettize
+from edgecomp.exporters.coreml_importance import Importance
 from edgecomp.exporters.coreml_toolkit import Model_pb2
 from edgecomp.exporters.coreml_weights import Replace, rewrite
 from edgecomp.spec import Artifact, Batch, Candidate, Data, Problem, StepRecord
@@ -35,16 +37,20 @@ class CoreMLExporter:
     `min_elements`: smaller weights stay float and are listed in the artifact's `skipped`.
     `depthwise`: how pal4 and pal6 store depthwise convolutions (a few weights per channel, of widely
     different range): 8-bit integers per channel, palettes, or float.
+    `importance`: palettes minimize squared error weighted by the Fisher information of every weight, measured on
+    the first `samples` of the calibration data, or plain squared error (also where there is no such data).
     `states`: buffers of the module that keep their value from one prediction to the next (a decoder's cache).
     """
 
     target: str = "coreml-pal4"
-    group_size: int | None = 4
+    group_size: int | None = 1
     block_size: int = 32
     minimum_deployment_target: str = "iOS18"
     compute_precision: Literal["float16", "float32"] | None = None
     min_elements: int = 256
     depthwise: Literal["int8", "palette", "float"] = "int8"
+    importance: Literal["fisher", "none"] = "fisher"
+    samples: int = 32
     states: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -59,6 +65,11 @@ class CoreMLExporter:
             raise ValueError(f"group_size is {self.group_size}; expected 1 or more, or none (per tensor)")
         if self.block_size < 1:
             raise ValueError(f"block_size is {self.block_size}; expected 1 or more")
+        if self.importance not in ("fisher", "none") or self.samples < 1:
+            raise ValueError(
+                f"importance is {self.importance!r} with {self.samples} samples; "
+                "expected fisher or none, and 1 sample or more"
+            )
         if self.compute_precision not in (None, "float16", "float32"):
             raise ValueError(f"compute_precision is {self.compute_precision!r}; expected float16 or float32")
         if self.depthwise not in ("int8", "palette", "float"):
@@ -96,7 +107,8 @@ class CoreMLExporter:
         spec, weights = _spec_and_weights(program)
         notes: list[Problem] = []
         names = coreml_convert.constant_names(program, module)
-        weights, skipped = rewrite(spec, weights, self._compression(candidate, notes), names, notes)
+        compress = self._compression(candidate, module, data, notes)
+        weights, skipped = rewrite(spec, weights, compress, names, notes)
         artifact = manifest.draft(
             replace(candidate, history=(*candidate.history, self._record(notes))),
             data,
@@ -137,16 +149,41 @@ class CoreMLExporter:
             states=self.states,
         )
 
-    def _compression(self, candidate: Candidate, notes: list[Problem]) -> Replace | None:
+    def _compression(
+        self, candidate: Candidate, module: nn.Module, data: Data, notes: list[Problem]
+    ) -> Replace | None:
         bits = _BITS.get(self.target)
         if bits is None:
             return None
         modern = self.minimum_deployment_target == "iOS18"
         if self.target.startswith("coreml-pal"):
-            return Palettize(bits, self.group_size, modern, self.min_elements, self.depthwise, notes)
+            return Palettize(
+                bits=bits,
+                group_size=self.group_size,
+                modern=modern,
+                min_elements=self.min_elements,
+                depthwise=self.depthwise,
+                importance=self._importance(candidate, module, data, notes),
+                notes=notes,
+            )
         plan = dict(candidate.quantization.weights) if candidate.quantization else {}
         block = self.block_size if self.target == "coreml-int4" else None
         return Linear(bits, block, modern, self.min_elements, plan, notes)
+
+    def _importance(
+        self, candidate: Candidate, module: nn.Module, data: Data, notes: list[Problem]
+    ) -> Importance | None:
+        if self.importance == "none" or self.states:
+            return None
+        if data.calibration is None:
+            notes.append(Problem("", "palettes", "every weight counts alike: there is no calibration data"))
+            return None
+        batches = itertools.islice(data.calibration.batches(1), self.samples)
+        samples = [coreml_convert.examples(candidate.inputs, batch) for batch in batches]
+        measured = coreml_importance.measure(module, samples, self.min_elements)
+        if measured is None:
+            notes.append(Problem("", "palettes", "every weight counts alike: the module has no gradients"))
+        return measured
 
     def _record(self, notes: list[Problem]) -> StepRecord:
         return StepRecord(

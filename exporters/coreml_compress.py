@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgecomp.exporters.coreml_blob import BlobWriter, value_of
+from edgecomp.exporters.coreml_importance import Importance
 from edgecomp.exporters.coreml_toolkit import MIL_pb2
 from edgecomp.exporters.coreml_weights import Weight
 from edgecomp.numerics import packing, palettes
@@ -33,7 +34,8 @@ class Palettize:
 
     A group is made larger until its indices take as many bits as its palette, smaller where the channels do
     not divide; both are noted. `modern` False: the iOS 16 form, one palette per tensor. `depthwise`: what
-    becomes of depthwise convolutions, whose few weights per channel differ most in range.
+    becomes of depthwise convolutions, whose few weights per channel differ most in range. `importance`: what
+    the palettes weigh errors by (None: all alike).
     """
 
     bits: int
@@ -41,6 +43,7 @@ class Palettize:
     modern: bool
     min_elements: int
     depthwise: str
+    importance: Importance | None
     notes: list[Problem]
 
     def __call__(self, weight: Weight, writer: BlobWriter, const: Any) -> list[Any] | Problem:
@@ -52,7 +55,8 @@ class Palettize:
         if self.depthwise != "palette" and _is_depthwise(weight):
             return self._depthwise(weight, writer, const)
         size = channels if self.group_size is None else self._group(weight, channels)
-        lut, indices = palettized(weight, self.bits, size)
+        matters = self.importance.of(weight) if self.importance else None
+        lut, indices = palettized(weight, self.bits, size, matters)
         if not self.modern:
             return [_ios16_lut(const, weight, lut, indices, self.bits, writer)]
         inputs = {
@@ -87,14 +91,21 @@ def _is_depthwise(weight: Weight) -> bool:
     return "conv" in weight.layers and weight.array.ndim > 2 and weight.array.shape[1] == 1
 
 
-def palettized(weight: Weight, bits: int, group_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(lut [.., groups, .., 2^bits, 1], indices with the weight's shape): weight ~ lut[group][index]."""
+def palettized(
+    weight: Weight, bits: int, group_size: int, importance: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(lut [.., groups, .., 2^bits, 1], indices with the weight's shape): weight ~ lut[group][index].
+
+    `importance` of every weight, the weight's shape; None: all alike.
+    """
+    groups = weight.array.shape[weight.axis] // group_size
     front = np.moveaxis(weight.array, weight.axis, 0)
-    rows = front.reshape(front.shape[0] // group_size, -1).astype(np.float32)
-    found = palettes.fit(rows, 1 << bits, dtype=weight.array.dtype)
+    rows = front.reshape(groups, -1).astype(np.float32)
+    matters = None if importance is None else np.moveaxis(importance, weight.axis, 0).reshape(rows.shape)
+    found = palettes.fit(rows, 1 << bits, importance=matters, dtype=weight.array.dtype)
     indices = np.moveaxis(found.indices.reshape(front.shape), 0, weight.axis)
     shape = [1] * weight.array.ndim + [1 << bits, 1]
-    shape[weight.axis] = rows.shape[0]
+    shape[weight.axis] = groups
     return found.lut.astype(weight.array.dtype).reshape(shape), np.ascontiguousarray(indices)
 
 

@@ -131,7 +131,7 @@ def convolve(
 ) -> Tensor:
     """An NHWC tensor through a convolution with the padding that fits; returns NHWC."""
     depthwise = groups == x.shape[-1] and groups > 1
-    weight = weights.read(ctx, node, source, 0, four=not depthwise)
+    weight = weights.read(ctx, node, source, 0, hybrid=not depthwise, four=not depthwise)
     if weight.values.ndim == 3:
         weight = Weight(weight.name, weight.values[:, :, None, :], 0, weight.scale, weight.bits)
     order = _order_for_user(ctx, node) if four_dims else None

@@ -85,7 +85,10 @@ def read(
     array = ctx.array_of(source).astype(np.float32)
     excluded = ctx.stored_plan is not None and node.name in ctx.stored_plan.float_nodes
     wanted = {"int8": 8, "int4": 4}.get(ctx.numerics.weights, 32)
-    if wanted == 32 or not hybrid or excluded or array.size < _WORTH_QUANTIZING:
+    if wanted == 32 or excluded or array.size < _WORTH_QUANTIZING:
+        return Weight(name, array, axis)
+    if not hybrid:
+        _note(ctx, node, "float weights: no fast kernel takes integer weights with float activations")
         return Weight(name, array, axis)
     found = _planned_weight_only(ctx, name, axis, wanted, four, blocks)
     if found is not None:
@@ -94,11 +97,14 @@ def read(
     if wanted == 4 and blocks and fits:
         return in_blocks(name, array, ctx.numerics.group_size)
     if wanted == 4:
-        reason = (
-            "8 bits: 4 need a linear layer whose inputs are a multiple of the group size, or a plan of 4 bits"
+        _note(
+            ctx, node, "8 bits: 4 need a linear layer with a multiple of group_size inputs, or a 4-bit plan"
         )
-        ctx.notes.append(Problem(str(node.target), node.meta.get("module", ""), reason))
     return per_channel(name, array, axis, 8)
+
+
+def _note(ctx: Lowering, node: Node, reason: str) -> None:
+    ctx.notes.append(Problem(str(node.target), node.meta.get("module", ""), reason))
 
 
 def _planned(ctx: Lowering, name: str, axis: int) -> Weight:

@@ -286,7 +286,7 @@ def test_efficientnet_lite0(efficientnet: nn.Module, tmp_path: Path) -> None:
     """Float: torch to 100 dB, 60 operations, no transpose, no pad. int8: all integer, close to its graph."""
     picture = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     made = quantized(efficientnet, picture)
-    artifact = export(made, tmp_path, "tflite-fp32")
+    artifact = export(candidate(efficientnet, picture), tmp_path, "tflite-fp32")
     opened = RUNTIME.open(artifact.path)
     reference = expected(efficientnet, (picture,))[0]
     assert sqnr_db(reference, run(opened, (picture,))[0]) > 100

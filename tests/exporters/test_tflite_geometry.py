@@ -54,7 +54,8 @@ def test_convolution_of_any_geometry(case: tuple[nn.Module, tuple[int, ...]]) ->
     }
     with tempfile.TemporaryDirectory() as folder:
         for target, reference in wanted.items():
-            artifact = export(made, Path(folder), target)
+            chosen = made if target == "tflite-int8" else candidate(layer, x)
+            artifact = export(chosen, Path(folder), target)
             for optimize in (True, False):
                 found = run(direct(artifact.path, optimize=optimize), (x,))[0]
                 if target == "tflite-fp32":

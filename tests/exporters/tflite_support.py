@@ -139,7 +139,8 @@ def calibration(inputs: tuple[torch.Tensor, ...], count: int = 8) -> Samples:
 def quantized(
     module: nn.Module, *inputs: torch.Tensor, bits: int = 8, exclude: tuple[str, ...] = ()
 ) -> Candidate:
-    step = Quantize(activation_bits=bits, exclude=exclude)
+    """Plain rounding: the lowering is what is tested."""
+    step = Quantize(rounding="nearest", activation_bits=bits, exclude=exclude)
     return step(candidate(module, *inputs), Data(calibration=calibration(inputs)))
 
 
