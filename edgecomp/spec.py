@@ -127,7 +127,7 @@ class Preprocessing:
         if any(s <= 0 for s in self.std):
             raise ValueError(f"std is {self.std}; every value must be positive")
         if len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} values, std has {len(self.std)}: give one pair a channel")
+            raise ValueError(f"mean has {len(self.mean)} values, std {len(self.std)}: give both alike")
 
     def exact_range(self) -> tuple[float, float]:
         """Smallest and largest value that an 8-bit pixel can become, over all channels."""
