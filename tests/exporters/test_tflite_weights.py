@@ -132,7 +132,9 @@ def test_layers_that_keep_8_bits_are_listed(tmp_path: Path) -> None:
 
 
 def _four_bits(module: nn.Module, x: torch.Tensor) -> Candidate:
-    return Quantize(rounding="nearest", weight_bits=4)(candidate(module, x), Data(calibration=calibration((x,))))
+    return Quantize(rounding="nearest", weight_bits=4)(
+        candidate(module, x), Data(calibration=calibration((x,)))
+    )
 
 
 def test_four_bit_weights_of_the_plan_in_an_integer_file(tmp_path: Path) -> None:
