@@ -20,6 +20,8 @@ from edgecomp.exporters.coreml_weights import Replace, rewrite
 from edgecomp.spec import Artifact, Batch, Candidate, Data, Problem, StepRecord
 
 _BITS = {"coreml-pal4": 4, "coreml-pal6": 6, "coreml-int8": 8, "coreml-int4": 4}
+_AUTO_GROUP = {"coreml-pal4": 1, "coreml-pal6": 8}
+"""Output channels that share a palette: one palette of 16 float16 entries is 32 bytes, one of 64 is 128."""
 _TARGETS = (*_BITS, "coreml-fp16", "coreml-fp32")
 _DEPLOYMENT = ("iOS16", "iOS17", "iOS18")
 
@@ -30,20 +32,20 @@ class CoreMLExporter:
 
     `target`: coreml-pal4, coreml-pal6 (palettes), coreml-int8 (per output channel), coreml-int4 (per block),
     coreml-fp16, coreml-fp32. Only weights are compressed; activations stay in `compute_precision`.
-    `group_size`: output channels that share a palette (pal4, pal6; None: one palette per tensor).
+    `group_size`: output channels that share a palette (auto: 1 for pal4, 8 for pal6; None: one per tensor).
     `block_size`: inputs that share a scale (int4). Where either does not divide, the next smaller that does
     is taken, and noted in the artifact's history.
     `minimum_deployment_target`: palettes of groups and blocks need iOS18; before it one palette per tensor.
     `min_elements`: smaller weights stay float and are listed in the artifact's `skipped`.
     `depthwise`: how pal4 and pal6 store depthwise convolutions (a few weights per channel, of widely
     different range): 8-bit integers per channel, palettes, or float.
-    `importance`: palettes minimize squared error weighted by the Fisher information of every weight, measured on
-    the first `samples` of the calibration data, or plain squared error (also where there is no such data).
+    `importance`: palettes minimize squared error weighted by the Fisher information of every weight, measured
+    on the first `samples` of the calibration data, or plain squared error (also without such data).
     `states`: buffers of the module that keep their value from one prediction to the next (a decoder's cache).
     """
 
     target: str = "coreml-pal4"
-    group_size: int | None = 1
+    group_size: int | Literal["auto"] | None = "auto"
     block_size: int = 32
     minimum_deployment_target: str = "iOS18"
     compute_precision: Literal["float16", "float32"] | None = None
@@ -61,8 +63,14 @@ class CoreMLExporter:
                 f"minimum_deployment_target is {self.minimum_deployment_target!r}; "
                 f"expected one of {', '.join(_DEPLOYMENT)}"
             )
-        if self.group_size is not None and self.group_size < 1:
-            raise ValueError(f"group_size is {self.group_size}; expected 1 or more, or none (per tensor)")
+        if isinstance(self.group_size, str) and self.group_size != "auto":
+            raise ValueError(
+                f"group_size is {self.group_size!r}; expected a number, auto, or none (per tensor)"
+            )
+        if isinstance(self.group_size, int) and self.group_size < 1:
+            raise ValueError(
+                f"group_size is {self.group_size}; expected 1 or more, auto, or none (per tensor)"
+            )
         if self.block_size < 1:
             raise ValueError(f"block_size is {self.block_size}; expected 1 or more")
         if self.importance not in ("fisher", "none") or self.samples < 1:
@@ -78,7 +86,7 @@ class CoreMLExporter:
             self._check_before_ios18()
 
     def _check_before_ios18(self) -> None:
-        if self.target in ("coreml-pal4", "coreml-pal6") and self.group_size is not None:
+        if self.target in _AUTO_GROUP and self.group_size is not None:
             raise ValueError(
                 f"group_size is {self.group_size}, and palettes of groups need iOS18: set group_size to none "
                 "or minimum_deployment_target to iOS18"
@@ -159,7 +167,7 @@ class CoreMLExporter:
         if self.target.startswith("coreml-pal"):
             return Palettize(
                 bits=bits,
-                group_size=self.group_size,
+                group_size=_AUTO_GROUP[self.target] if self.group_size == "auto" else self.group_size,
                 modern=modern,
                 min_elements=self.min_elements,
                 depthwise=self.depthwise,

@@ -103,7 +103,7 @@ def test_the_artifact_describes_itself(tmp_path: Path) -> None:
     assert manifest.read(artifact.path).sha256 == artifact.sha256
     facts = json.loads(opened(artifact).package.metadata[manifest.KEY])
     assert facts["target"] == "coreml-pal4" and facts["format"] == "coreml"
-    assert facts["history"][-1]["settings"]["group_size"] == 4
+    assert facts["history"][-1]["settings"]["group_size"] == "auto"
     assert facts["versions"]["coremltools"] == ct.__version__
     assert facts["skipped"] == [vars(p) for p in artifact.skipped]
     assert not any("date" in key for key in opened(artifact).package.metadata)
@@ -137,7 +137,9 @@ def test_weights_are_palette_entries(tmp_path: Path) -> None:
     """Every group of four channels holds at most 16 values, and each weight went to the nearest."""
     module = net()
     artifact = export(
-        CoreMLExporter(depthwise="palette", min_elements=1), candidate(module, 1, 3, 16, 16), tmp_path
+        CoreMLExporter(group_size=4, depthwise="palette", min_elements=1),
+        candidate(module, 1, 3, 16, 16),
+        tmp_path,
     )
     session = opened(artifact)
     packed = [p.name for p in session.placement() if p.type == "constexpr_lut_to_dense"]
@@ -176,6 +178,7 @@ def test_what_was_not_palettized_is_listed(tmp_path: Path) -> None:
     stored = {p.dtype for p in opened(artifact).placement() if p.type.startswith("constexpr")}
     assert stored == {"uint4", "int8"}
     assert artifact.history[-1].notes == (
+        "palettes: every weight counts alike: there is no calibration data",
         "0.weight: palettes of 6 output channels, not 8: 8 does not divide 30",
         "1.weight: depthwise: 8-bit integers per channel instead of a palette",
     )
@@ -199,7 +202,7 @@ def test_large_constants_that_are_no_weights_are_listed(tmp_path: Path) -> None:
 def test_a_palette_that_would_cost_more_than_it_saves_is_shared_wider(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(8, 64, 1), nn.Conv2d(64, 64, 3, groups=64)).eval()
     exporter = CoreMLExporter(group_size=1, depthwise="palette")
-    assert export(exporter, candidate(module, 1, 8, 9, 9), tmp_path).history[-1].notes == (
+    assert export(exporter, candidate(module, 1, 8, 9, 9), tmp_path).history[-1].notes[1:] == (
         "0.weight: palettes of 8 output channels, not 1: smaller ones would not pay",
         "1.weight: palettes of 8 output channels, not 1: smaller ones would not pay",
     )
@@ -386,6 +389,9 @@ def test_same_bytes_in_two_processes(tmp_path: Path) -> None:
     [
         ({"target": "coreml-pal5"}, "target is 'coreml-pal5'; expected one of coreml-pal4"),
         ({"group_size": 0}, "group_size is 0"),
+        ({"group_size": "some"}, "group_size is 'some'; expected a number, auto, or none"),
+        ({"importance": "guess"}, "importance is 'guess'"),
+        ({"samples": 0}, "with 0 samples"),
         ({"block_size": 0}, "block_size is 0"),
         ({"minimum_deployment_target": "iOS14"}, "expected one of iOS16, iOS17, iOS18"),
         ({"minimum_deployment_target": "iOS17"}, "palettes of groups need iOS18"),
