@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from edgecomp.graph import constants
 from edgecomp.graph.patterns import fused_into
-from edgecomp.graph.vocabulary import FIXED_8, FIXED_16, QUANTIZED, SAME_SCALE, WEIGHTED
+from edgecomp.graph.vocabulary import FIXED_8, FIXED_16, FREE_SCALE, QUANTIZED, SAME_SCALE, WEIGHTED
 
 aten = torch.ops.aten
 
@@ -113,11 +113,20 @@ def _moved_inputs(node: Node) -> list[Node]:
 
 def without_kernel(graph_module: GraphModule) -> dict[str, str]:
     """Nodes that compute with floats and have no integer kernel, with the reason."""
-    return {
-        n.name: f"no integer kernel for {n.target}"
-        for n in graph_module.graph.nodes
-        if n.op == "call_function" and n.target not in QUANTIZED and _reads_or_gives_float(n)
-    }
+    found = {}
+    for node in graph_module.graph.nodes:
+        if node.op != "call_function" or not _reads_or_gives_float(node):
+            continue
+        if node.target not in QUANTIZED:
+            found[node.name] = f"no integer kernel for {node.target}"
+        elif node.target in FREE_SCALE and any(_is_whole(n) for n in node.all_input_nodes):
+            found[node.name] = f"{node.target} reads whole numbers that have no scale"
+    return found
+
+
+def _is_whole(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and not value.is_floating_point()
 
 
 def _reads_or_gives_float(node: Node) -> bool:

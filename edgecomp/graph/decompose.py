@@ -77,9 +77,33 @@ def _group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:
-    grouped = x.reshape(x.shape[0], groups, -1)
-    normal = _normalize(grouped, [2], eps).reshape(x.shape)
+    grouped = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
+    normal = _normalize(grouped, list(range(2, grouped.dim())), eps).reshape(x.shape)
     channels = [1, x.shape[1]] + [1] * (x.dim() - 2)
+    return _affine(
+        normal,
+        None if weight is None else weight.reshape(channels),
+        None if bias is None else bias.reshape(channels),
+    )
+
+
+def _instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    channels = [1, x.shape[1]] + [1] * (x.dim() - 2)
+    if use_input_stats or running_mean is None or running_var is None:
+        normal = _normalize(x, list(range(2, x.dim())), eps)
+    else:
+        factor = torch.rsqrt(running_var + eps).reshape(channels)
+        normal = (x - running_mean.reshape(channels)) * factor
     return _affine(
         normal,
         None if weight is None else weight.reshape(channels),
@@ -132,6 +156,7 @@ def table() -> dict[Any, Callable[..., Any]]:
         decompositions.pop(op, None)
     decompositions[aten.layer_norm.default] = _layer_norm
     decompositions[aten.group_norm.default] = _group_norm
+    decompositions[aten.instance_norm.default] = _instance_norm
     decompositions[aten.rms_norm.default] = _rms_norm
     decompositions[aten.hardsigmoid.default] = _hardsigmoid
     decompositions[aten.scaled_dot_product_attention.default] = _attention

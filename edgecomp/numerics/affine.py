@@ -27,6 +27,8 @@ def from_range(low: float, high: float, spec: QuantSpec) -> TensorQuantization:
     if not (np.isfinite(low) and np.isfinite(high)) or low > high:
         raise ValueError(f"range is [{low}, {high}]; expected finite values with low <= high")
     low, high = min(low, 0.0), max(high, 0.0)
+    if low == high:
+        high = 1.0  # always zero: any scale is exact, and kernels refuse or abort on a tiny one
     if spec.symmetric:
         scale = max(-low, high) / spec.qmax
         return _per_tensor(scale, 0, spec)

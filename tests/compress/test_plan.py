@@ -136,3 +136,15 @@ def test_excluded_layers_lose_their_weights_and_unread_scales() -> None:
     assert set(found.weights) == {"1.weight"} and found.float_nodes == {"linear": "excluded"}
     (door,) = graph_module.graph.find_nodes(op="placeholder")
     assert set(found.activations) == {"linear", "linear_1"} and door.name not in found.activations
+
+
+def test_arithmetic_on_whole_numbers_stays_float() -> None:
+    """An index has no scale, so what multiplies it computes in float and is listed."""
+
+    class Positions(nn.Module):
+        def forward(self, ids: Tensor) -> Tensor:
+            return torch.relu(ids * 0.5)
+
+    graph_module = capture(Positions(), (torch.zeros(1, 4, dtype=torch.int64),))
+    left = scales.without_kernel(graph_module)
+    assert list(left.values()) == ["aten.mul.Tensor reads whole numbers that have no scale"]

@@ -199,6 +199,8 @@ COMPOSITES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "rms_norm": (lambda: nn.RMSNorm(6), (1, 5, 6)),
     "group_norm": (lambda: nn.GroupNorm(3, 6), (1, 6, 4, 5)),
     "group_norm_rows": (lambda: nn.GroupNorm(2, 6, affine=False), (1, 6, 7)),
+    "instance_norm": (lambda: nn.InstanceNorm2d(6, affine=True), (1, 6, 4, 5)),
+    "instance_norm_running": (lambda: nn.InstanceNorm1d(6, track_running_stats=True), (1, 6, 7)),
     "silu": (nn.SiLU, (1, 5, 6)),
     "hardsigmoid": (nn.Hardsigmoid, (1, 5, 6)),
     "lstm": (lambda: First(nn.LSTM(6, 4, 2, batch_first=True)), (1, 5, 6)),
