@@ -129,7 +129,8 @@ def constant_names(program: Any, module: nn.Module) -> dict[str, str]:
             name = operation.outputs[0].name
             path = operation.scopes.get(ScopeSource.TORCHSCRIPT_MODULE_NAME, [])[:-1]
             stem = name.removeprefix("var_").removesuffix("_to_fp16")
-            found[name] = plain.get(stem, ".".join(path) or name)
+            exported = stem.partition("_")[2]  # torch.export lifts parameters as p_..., buffers as b_...
+            found[name] = plain.get(stem) or plain.get(exported) or ".".join(path) or name
     return found
 
 

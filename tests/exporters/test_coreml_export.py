@@ -291,6 +291,23 @@ def test_states(tmp_path: Path) -> None:
     assert [session.run([ones])[0][0, 0] for _ in range(3)] == [2.0, 4.0, 6.0]
 
 
+def test_what_cannot_be_traced_is_exported(tmp_path: Path) -> None:
+    """In eval mode PyTorch runs this layer as one fused operation, which only `torch.export` takes apart."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), nn.Linear(32, 10)).eval()
+    given, x = candidate(module, 1, 6, 32), torch.randn(1, 6, 32)
+    assert CoreMLExporter().problems(given) == []
+    with torch.no_grad():
+        expected = module(x).numpy()
+    exact = opened(export(CoreMLExporter("coreml-fp32"), given, tmp_path))
+    assert sqnr_db(expected, exact.run([x.numpy()])[0]) >= 100
+    artifact = export(CoreMLExporter(group_size=4), given, tmp_path)
+    assert (
+        "1.weight: palettes of 2 output channels, not 4: 4 does not divide 10" in artifact.history[-1].notes
+    )
+    assert sqnr_db(expected, opened(artifact).run([x.numpy()])[0]) >= 20
+
+
 class Unsupported(nn.Module):
     def __init__(self) -> None:
         super().__init__()
