@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -215,10 +216,13 @@ def _damaged(module: nn.Module) -> list[Problem]:
 
 
 def _spec_and_weights(program: Any) -> tuple[Any, bytes]:
+    """What coremltools made; its temporary package is removed."""
     spec = Model_pb2.Model()
     spec.CopyFrom(program.get_spec())
     file = Path(program.weights_dir) / "weight.bin"
-    return spec, file.read_bytes() if file.exists() else b""
+    weights = file.read_bytes() if file.exists() else b""
+    shutil.rmtree(program.package_path, ignore_errors=True)
+    return spec, weights
 
 
 def _describe(spec: Any, artifact: Artifact) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from edgecomp.errors import ModelError
-from edgecomp.exporters.coreml_toolkit import ScopeSource, converter_of, ct, quiet, torchscript_nodes
+from edgecomp.exporters.coreml_toolkit import (
+    ConversionError,
+    ScopeSource,
+    conversion,
+    converter_of,
+    ct,
+    first_line,
+    quiet,
+    torchscript_nodes,
+)
 from edgecomp.spec import Batch, Problem, TensorSpec
 
 _NO_TRANSLATION = "coremltools has no translation for it"
@@ -84,7 +94,7 @@ def unsupported(module: nn.Module, example: tuple[Tensor, ...]) -> list[Problem]
     try:
         found = _unsupported_in_trace(module, example)
     except Exception as error:
-        found = [Problem("torch.jit.trace", "", f"the module cannot be traced: {_first_line(error)}")]
+        found = [Problem("torch.jit.trace", "", f"the module cannot be traced: {first_line(error)}")]
     if not found:
         return []
     try:
@@ -146,10 +156,9 @@ def convert(module: nn.Module, example: tuple[Tensor, ...], wanted: Conversion) 
     causes = []
     for attempt in (_from_trace, _from_export):
         try:
-            with quiet():
-                return attempt(module, example, wanted)
-        except Exception as error:
-            causes.append(f"{attempt.__name__.removeprefix('_from_')}: {_first_line(error)}")
+            return conversion(partial(attempt, module, example, wanted))
+        except ConversionError as error:
+            causes.append(f"{attempt.__name__.removeprefix('_from_')}: {first_line(error)}")
     raise ModelError(
         f"{type(module).__name__} cannot be converted to Core ML ({'; '.join(causes)}); replace the "
         "operation that is named, or give a module whose shapes and control flow do not depend on data"
@@ -196,8 +205,3 @@ def _states(module: nn.Module, wanted: Conversion) -> list[Any] | None:
         for n in wanted.states
     ]
     return found or None
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

@@ -7,13 +7,16 @@ does not know, and a repair for NumPy 2.4.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -28,6 +31,36 @@ def quiet() -> Iterator[io.StringIO]:
             yield log
         finally:
             logging.disable(disabled)
+
+
+class ConversionError(Exception):
+    """What coremltools or torch said when a conversion failed, on one line."""
+
+
+def conversion(call: Callable[[], Result]) -> Result:
+    """Run a conversion quietly, then collect what it leaves in cycles. Raises ConversionError.
+
+    coremltools drops temporary folders without closing them; collected later they would warn at a place that
+    has nothing to do with them. The error's own traceback would keep them, so it is left behind.
+    """
+    with quiet():
+        result, cause = _attempt(call)
+        gc.collect()
+    if cause:
+        raise ConversionError(cause)
+    return result  # type: ignore[return-value]
+
+
+def _attempt(call: Callable[[], Result]) -> tuple[Result | None, str]:
+    try:
+        return call(), ""
+    except Exception as error:
+        return None, first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
 
 
 with quiet():
@@ -46,11 +79,14 @@ VERSION: str = ct.__version__
 
 __all__ = [
     "VERSION",
+    "ConversionError",
     "MIL_pb2",
     "Model_pb2",
     "ScopeSource",
+    "conversion",
     "converter_of",
     "ct",
+    "first_line",
     "mb",
     "quiet",
     "torchscript_nodes",

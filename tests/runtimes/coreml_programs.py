@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgecomp.exporters.coreml_toolkit import ct, mb, quiet, types
+from edgecomp.exporters.coreml_toolkit import conversion, ct, mb, quiet, types
 
 
 def save_program(
@@ -25,14 +25,16 @@ def save_program(
     with quiet():
         specs = [mb.TensorSpec(shape=a.shape, dtype=names[a.dtype]) for a in inputs]
         program = mb.program(input_specs=specs, opset_version=getattr(ct.target, target))(build)
-        model = ct.convert(
-            program,
-            source="milinternal",
-            convert_to="mlprogram",
-            minimum_deployment_target=getattr(ct.target, target),
-            compute_precision=ct.precision.FLOAT32,
-            pass_pipeline=ct.PassPipeline.EMPTY,
-            skip_model_load=True,
+        model = conversion(
+            lambda: ct.convert(
+                program,
+                source="milinternal",
+                convert_to="mlprogram",
+                minimum_deployment_target=getattr(ct.target, target),
+                compute_precision=ct.precision.FLOAT32,
+                pass_pipeline=ct.PassPipeline.EMPTY,
+                skip_model_load=True,
+            )
         )
         model.save(str(path))
     return path
@@ -42,18 +44,20 @@ def save_module(module: nn.Module, inputs: list[torch.Tensor], path: Path, **set
     """A float32 package of a traced module; integer inputs become int32."""
     with quiet(), torch.no_grad():
         traced = torch.jit.trace(module.eval(), tuple(inputs), check_trace=False)
-        model = ct.convert(
-            traced,
-            inputs=[
-                ct.TensorType(
-                    name=f"x{i}", shape=t.shape, dtype=np.float32 if t.is_floating_point() else np.int32
-                )
-                for i, t in enumerate(inputs)
-            ],
-            convert_to="mlprogram",
-            minimum_deployment_target=ct.target.iOS18,
-            skip_model_load=True,
-            **{"compute_precision": ct.precision.FLOAT32, **settings},
+        model = conversion(
+            lambda: ct.convert(
+                traced,
+                inputs=[
+                    ct.TensorType(
+                        name=f"x{i}", shape=t.shape, dtype=np.float32 if t.is_floating_point() else np.int32
+                    )
+                    for i, t in enumerate(inputs)
+                ],
+                convert_to="mlprogram",
+                minimum_deployment_target=ct.target.iOS18,
+                skip_model_load=True,
+                **{"compute_precision": ct.precision.FLOAT32, **settings},
+            )
         )
         model.save(str(path))
     return path
