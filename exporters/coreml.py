@@ -42,6 +42,7 @@ class CoreMLExporter:
     different range): 8-bit integers per channel, palettes, or float.
     `importance`: palettes minimize squared error weighted by the Fisher information of every weight, measured
     on the first `samples` of the calibration data, or plain squared error (also without such data).
+    `palette_dtype`: entries of palettes as float16, or int8 with a scale per palette (half the bytes; iOS18).
     `states`: buffers of the module that keep their value from one prediction to the next (a decoder's cache).
     """
 
@@ -54,6 +55,7 @@ class CoreMLExporter:
     depthwise: Literal["int8", "palette", "float"] = "int8"
     importance: Literal["fisher", "none"] = "fisher"
     samples: int = 32
+    palette_dtype: Literal["float16", "int8"] = "float16"
     states: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -83,6 +85,8 @@ class CoreMLExporter:
             raise ValueError(f"compute_precision is {self.compute_precision!r}; expected float16 or float32")
         if self.depthwise not in ("int8", "palette", "float"):
             raise ValueError(f"depthwise is {self.depthwise!r}; expected int8, palette or float")
+        if self.palette_dtype not in ("float16", "int8"):
+            raise ValueError(f"palette_dtype is {self.palette_dtype!r}; expected float16 or int8")
         if self.minimum_deployment_target != "iOS18":
             self._check_before_ios18()
 
@@ -92,8 +96,8 @@ class CoreMLExporter:
                 f"group_size is {self.group_size}, and palettes of groups need iOS18: set group_size to none "
                 "or minimum_deployment_target to iOS18"
             )
-        if self.target == "coreml-int4" or self.states:
-            what = "states need" if self.states else "coreml-int4 needs"
+        if self.target == "coreml-int4" or self.states or self.palette_dtype == "int8":
+            what = "states need" if self.states else "coreml-int4 and palettes of int8 need"
             raise ValueError(
                 f"{what} minimum_deployment_target iOS18; it is {self.minimum_deployment_target}"
             )
@@ -173,6 +177,7 @@ class CoreMLExporter:
                 min_elements=self.min_elements,
                 depthwise=self.depthwise,
                 importance=self._importance(candidate, module, data, notes),
+                palette_dtype=self.palette_dtype,
                 notes=notes,
             )
         plan = dict(candidate.quantization.weights) if candidate.quantization else {}

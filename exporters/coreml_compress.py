@@ -35,7 +35,7 @@ class Palettize:
     A group is made larger until its indices take as many bits as its palette, smaller where the channels do
     not divide; both are noted. `modern` False: the iOS 16 form, one palette per tensor. `depthwise`: what
     becomes of depthwise convolutions, whose few weights per channel differ most in range. `importance`: what
-    the palettes weigh errors by (None: all alike).
+    the palettes weigh errors by (None: all alike). `palette_dtype`: float16, or int8 with a scale per group.
     """
 
     bits: int
@@ -44,6 +44,7 @@ class Palettize:
     min_elements: int
     depthwise: str
     importance: Importance | None
+    palette_dtype: str
     notes: list[Problem]
 
     def __call__(self, weight: Weight, writer: BlobWriter, const: Any) -> list[Any] | Problem:
@@ -59,11 +60,11 @@ class Palettize:
         lut, indices = palettized(weight, self.bits, size, matters)
         if not self.modern:
             return [_ios16_lut(const, weight, lut, indices, self.bits, writer)]
-        inputs = {
-            "indices": value_of(writer, indices, _INDEX_TYPES[self.bits]),
-            "lut": value_of(writer, lut, _FLOAT_TYPES[lut.dtype.name]),
-        }
-        return [_operation("constexpr_lut_to_dense", const, inputs)]
+        stored = value_of(writer, indices, _INDEX_TYPES[self.bits])
+        if self.palette_dtype == "int8":
+            return _nested(const, stored, lut, writer)
+        palette = value_of(writer, lut, _FLOAT_TYPES[lut.dtype.name])
+        return [_operation("constexpr_lut_to_dense", const, {"indices": stored, "lut": palette})]
 
     def _depthwise(self, weight: Weight, writer: BlobWriter, const: Any) -> list[Any] | Problem:
         if self.depthwise == "float":
@@ -85,6 +86,28 @@ class Palettize:
             reason = f"{asked} does not divide {channels}" if size < asked else "smaller ones would not pay"
             self.notes.append(weight.problem(f"palettes of {size} output channels, not {asked}: {reason}"))
         return size
+
+
+def _nested(const: Any, indices: Any, lut: np.ndarray, writer: BlobWriter) -> list[Any]:
+    """The palette as int8 with one scale for each group: half the bytes, entries off by 0.4 % at most."""
+    top = np.abs(lut.astype(np.float32)).max(axis=(-2, -1), keepdims=True) / 127
+    scale = np.where(top > 0, top, 1.0).astype(lut.dtype)
+    integers = np.clip(np.rint(lut.astype(np.float32) / scale.astype(np.float32)), -127, 127)
+    outer = MIL_pb2.Operation.FromString(const.SerializeToString())
+    name = const.outputs[0].name + "_palette"
+    outer.outputs[0].name = name
+    outer.attributes["name"].immediateValue.tensor.strings.values[:] = [name]
+    del outer.outputs[0].type.tensorType.dimensions[:]
+    outer.outputs[0].type.tensorType.rank = lut.ndim
+    for size in lut.shape:
+        outer.outputs[0].type.tensorType.dimensions.add().constant.size = size
+    parts = {
+        "data": value_of(writer, integers.astype(np.int8), MIL_pb2.INT8),
+        "scale": value_of(writer, scale, _FLOAT_TYPES[lut.dtype.name]),
+    }
+    dense = _operation("constexpr_lut_to_dense", const, {"indices": indices})
+    dense.inputs["lut"].arguments.add().name = name
+    return [_operation("constexpr_blockwise_shift_scale", outer, parts), dense]
 
 
 def _is_depthwise(weight: Weight) -> bool:

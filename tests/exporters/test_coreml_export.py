@@ -155,6 +155,26 @@ def test_weights_are_palette_entries(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.abs(original[rows] - decoded[rows]), nearest)
 
 
+def test_palettes_of_int8_halve_their_bytes(tmp_path: Path) -> None:
+    module = nn.Linear(256, 64).eval()
+    given, decoded, sizes = candidate(module, 1, 256), {}, {}
+    for dtype in ("float16", "int8"):
+        (tmp_path / dtype).mkdir()
+        artifact = export(CoreMLExporter(palette_dtype=dtype), given, tmp_path / dtype)  # type: ignore[arg-type]
+        session = opened(artifact)
+        final = next(o for o in session.package.main.operations if o.type == "constexpr_lut_to_dense")
+        decoded[dtype] = session.weight(final.outputs[0][0])
+        weights = artifact.path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
+        sizes[dtype] = weights.stat().st_size
+        theirs = _program_of_coremltools(artifact.path).functions["main"].find_ops(op_type="linear")[0]
+        assert theirs.weight.op.op_type == "constexpr_lut_to_dense"
+    # 64 palettes of 16 entries: 2 bytes each, or 1 and a scale of 2 bytes per palette and its header.
+    assert sizes["float16"] - sizes["int8"] == 64 * 16 - 64 * 2 - 64
+    largest = np.abs(decoded["float16"]).max(1, keepdims=True)
+    assert np.all(np.abs(decoded["float16"] - decoded["int8"]) <= largest * 0.0045)
+    assert not np.array_equal(decoded["float16"], decoded["int8"])
+
+
 def test_weights_on_a_palette_are_kept_as_they_are(tmp_path: Path) -> None:
     module = nn.Linear(64, 8).eval()
     grid = torch.linspace(-1, 1, 16).half().float()
@@ -412,9 +432,13 @@ def test_same_bytes_in_two_processes(tmp_path: Path) -> None:
         ({"block_size": 0}, "block_size is 0"),
         ({"minimum_deployment_target": "iOS14"}, "expected one of iOS16, iOS17, iOS18"),
         ({"minimum_deployment_target": "iOS17"}, "palettes of groups need iOS18"),
-        ({"target": "coreml-int4", "minimum_deployment_target": "iOS17"}, "coreml-int4 needs"),
+        (
+            {"target": "coreml-int4", "minimum_deployment_target": "iOS17"},
+            "coreml-int4 and palettes of int8 need",
+        ),
         ({"compute_precision": "float64"}, "compute_precision is 'float64'"),
         ({"depthwise": "int3"}, "depthwise is 'int3'"),
+        ({"palette_dtype": "int4"}, "palette_dtype is 'int4'"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
