@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import socket
@@ -193,7 +194,9 @@ class Connection:
         return transport is not None and transport.is_active()
 
     def close(self) -> None:
-        self.client.close()
+        """Close this connection and the jump host's; one that is gone already is closed."""
+        with contextlib.suppress(*resets()):
+            self.client.close()
         if self._jump is not None:
             self._jump.close()
 
