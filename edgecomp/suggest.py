@@ -166,12 +166,11 @@ def _steps(seen: Look, sources: Sources, labelled: bool) -> list[str]:
 
 
 def _exports(seen: Look, labelled: bool, refused: Mapping[str, str]) -> list[str]:
-    settings = {"coreml-pal4": ": {group_size: 16}"}
     hints = {}
     if seen.kind == "transformer":
         hints["tflite-int8"] = "   # if its accuracy falls: exclude layers from quantize"
-    taken = [f"  - {t}{settings.get(t, '')}{hints.get(t, '')}" for t, why in refused.items() if not why]
-    left = [f"  # - {t}{settings.get(t, '')}   # {why}" for t, why in refused.items() if why]
+    taken = [f"  - {t}{hints.get(t, '')}" for t, why in refused.items() if not why]
+    left = [f"  # - {t}   # {why}" for t, why in refused.items() if why]
     gate = "metric.delta >= -0.03" if labelled else "sqnr_db > 10"
     return [
         *("exports:" if taken else "exports: []", *taken, *left),
