@@ -126,14 +126,13 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if any(s <= 0 for s in self.std):
             raise ValueError(f"std is {self.std}; every value must be positive")
-        if len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} values, std {len(self.std)}: give both alike")
+        if len({len(self.mean), len(self.std)} - {1}) > 1:
+            raise ValueError(f"mean has {len(self.mean)} values, std {len(self.std)}: give both alike, or one")
 
     def exact_range(self) -> tuple[float, float]:
         """Smallest and largest value that an 8-bit pixel can become, over all channels."""
-        lows = [(0.0 - m) / s for m, s in zip(self.mean, self.std, strict=True)]
-        highs = [(255.0 * self.rescale - m) / s for m, s in zip(self.mean, self.std, strict=True)]
-        return min(lows), max(highs)
+        mean, std = np.broadcast_arrays(self.mean, self.std)
+        return float(((0.0 - mean) / std).min()), float(((255.0 * self.rescale - mean) / std).max())
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -102,3 +102,9 @@ def test_a_batch_runs_a_slice_at_a_time() -> None:
     assert found[:, 0].tolist() == [3, 12, 21, 30, 39, 48]
     with pytest.raises(DataError, match="5 samples do not divide"):
         door.run_float(TwoAtATime(), [batch[:5]])  # type: ignore[arg-type]
+
+
+def test_one_std_serves_all_channels_but_two_do_not_serve_three() -> None:
+    assert Preprocessing(mean=(0.0, 0.5), std=(0.5,)).exact_range() == (-1.0, 2.0)
+    with pytest.raises(ValueError, match="mean has 3 values, std 2: give both alike, or one"):
+        Preprocessing(mean=(0.1, 0.2, 0.3), std=(1.0, 2.0))
