@@ -127,7 +127,9 @@ class Preprocessing:
         if any(s <= 0 for s in self.std):
             raise ValueError(f"std is {self.std}; every value must be positive")
         if len({len(self.mean), len(self.std)} - {1}) > 1:
-            raise ValueError(f"mean has {len(self.mean)} values, std {len(self.std)}: give both alike, or one")
+            raise ValueError(
+                f"mean has {len(self.mean)} values, std {len(self.std)}: give both alike, or one"
+            )
 
     def exact_range(self) -> tuple[float, float]:
         """Smallest and largest value that an 8-bit pixel can become, over all channels."""
