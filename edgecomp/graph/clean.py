@@ -176,7 +176,7 @@ def _same_padding(graph_module: GraphModule, node: Node) -> None:
     two = node.target is aten.conv2d.padding
     count = 2 if two else 1
     kernel = list(value(weight).shape[2:])
-    steps = _spread(dilation or 1, count)
+    steps = spread(dilation or 1, count)
     total = [d * (k - 1) if mode == "same" else 0 for d, k in zip(steps, kernel, strict=True)]
     if any(t % 2 for t in total):
         before_and_after = [p for t in reversed(total) for p in (t // 2, t - t // 2)]
@@ -190,10 +190,11 @@ def _same_padding(graph_module: GraphModule, node: Node) -> None:
         }
         x, total = padded, [0] * count
     node.target = aten.conv2d.default if two else aten.conv1d.default
-    node.args = (x, weight, bias, _spread(stride or 1, count), [t // 2 for t in total], steps, groups or 1)
+    node.args = (x, weight, bias, spread(stride or 1, count), [t // 2 for t in total], steps, groups or 1)
 
 
-def _spread(setting: Any, count: int) -> list[int]:
+def spread(setting: Any, count: int) -> list[int]:
+    """One number for all `count` axes, or a list as it is."""
     return [setting] * count if isinstance(setting, int) else list(setting) * (count // len(setting))
 
 

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from edgecomp.graph import constants
-from edgecomp.graph.clean import calls
+from edgecomp.graph.clean import calls, spread
 from edgecomp.graph.vocabulary import WEIGHTED
 
 aten = torch.ops.aten
@@ -152,9 +152,5 @@ def convolution_arguments(node: Node) -> tuple[Any, Any, Any, list[int], list[in
     count = 2 if node.target is aten.conv2d.default else 1
     defaults = (None, None, None, [1] * count, [0] * count, [1] * count, 1)
     found = (*node.args, *defaults[len(node.args) :])
-    stride, padding, dilation = (_spread(v, count) for v in found[3:6])
+    stride, padding, dilation = (spread(v, count) for v in found[3:6])
     return found[0], found[1], found[2], stride, padding, dilation, found[6]
-
-
-def _spread(setting: Any, count: int) -> list[int]:
-    return [setting] * count if isinstance(setting, int) else list(setting) * (count // len(setting))
