@@ -26,6 +26,8 @@ def fake_quantize(graph_module: GraphModule, plan: QuantizationPlan) -> GraphMod
     for node in list(result.graph.nodes):
         if node.target in WEIGHTED and node.name not in plan.float_nodes:
             _round_weight_and_bias(result, node, plan)
+        elif node.target is torch.ops.aten.embedding.default and node.name not in plan.float_nodes:
+            _round_table(result, node, plan)
     for node in list(result.graph.nodes):
         if node.name in plan.activations:
             _round_output(result, node, plan.activations[node.name])
@@ -45,6 +47,14 @@ def _round_weight_and_bias(graph_module: GraphModule, layer: Node, plan: Quantiz
         bias = constants.value_of(graph_module, layer.args[2]).numpy()
         rounded = torch.from_numpy(round_bias(bias, source, weight))
         layer.update_arg(2, constants.add(graph_module, f"{layer.name}_bias", rounded, layer))
+
+
+def _round_table(graph_module: GraphModule, node: Node, plan: QuantizationPlan) -> None:
+    """The rows of an embedding that is stored as integers."""
+    table = plan.weights.get(str(node.args[0].target)) if constants.is_constant(node.args[0]) else None
+    if table is not None and table.values is not None:
+        restored = torch.from_numpy(affine.dequantize(table.values, table))
+        node.update_arg(0, constants.add(graph_module, f"{node.name}_weight", restored, node))
 
 
 def round_bias(bias: np.ndarray, source: TensorQuantization, weight: TensorQuantization) -> np.ndarray:

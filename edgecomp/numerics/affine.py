@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgecomp.numerics import groupwise
 from edgecomp.spec import QuantSpec, TensorQuantization
 
 SMALLEST_SCALE = 2.0**-40
@@ -75,7 +76,9 @@ def quantize(x: np.ndarray, q: TensorQuantization) -> np.ndarray:
 
 
 def dequantize(values: np.ndarray, q: TensorQuantization) -> np.ndarray:
-    """Integers -> float32."""
+    """Integers -> float32. Weights in groups have a scale for each group of inputs [out, groups]."""
+    if q.spec.group_size is not None:
+        return groupwise.restore(values, q.scale, q.zero_point)
     scale = along(q.scale, q.spec.axis, values.ndim).astype(np.float32)
     zero = along(q.zero_point, q.spec.axis, values.ndim)
     return (values.astype(np.float32) - zero.astype(np.float32)) * scale
