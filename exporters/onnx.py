@@ -16,28 +16,49 @@ from onnx import helper
 from torch.fx import GraphModule
 
 from edgecomp import files, manifest
-from edgecomp.errors import ModelError, UnknownNameError, UnsupportedOpError
-from edgecomp.exporters import onnx_dynamic
+from edgecomp.errors import InputError, ModelError, UnknownNameError, UnsupportedOpError
+from edgecomp.exporters import onnx_dynamic, onnx_int4
 from edgecomp.exporters.onnx_lower import Lowering, results
 from edgecomp.exporters.onnx_ops import OPS
 from edgecomp.graph import capture
-from edgecomp.spec import Artifact, Candidate, Data, Layout, Problem, QuantizationPlan, TensorSpec
+from edgecomp.numerics import groupwise
+from edgecomp.spec import (
+    Artifact,
+    Candidate,
+    Data,
+    Layout,
+    Problem,
+    QuantizationPlan,
+    TensorQuantization,
+    TensorSpec,
+)
 
-TARGETS = ("onnx-dynamic", "onnx-fp32", "onnx-qdq")
+TARGETS = ("onnx-dynamic", "onnx-fp32", "onnx-int4", "onnx-qdq")
 _EMPTY = QuantizationPlan({}, {})
 _LAYOUTS: dict[int, Layout] = {4: "NCHW", 3: "", 2: "NC"}
 
 
 @dataclass(frozen=True)
 class OnnxExporter:
-    """Exports to one ONNX target. `output_names`: in order; `output`, or `output_0` and so on, by default."""
+    """Exports to one ONNX target. `output_names`: in order; `output`, or `output_0` and so on, by default.
+
+    For `onnx-int4`, where no `quantize-weights` decided before: `group_size` (16, 32, 64 or 128 inputs) and
+    `symmetric`. `accuracy_level`: how ONNX Runtime multiplies there, 0 its choice, 1 float32, 4 int8.
+    """
 
     target: str = "onnx-qdq"
     output_names: tuple[str, ...] = ()
+    group_size: int = 32
+    symmetric: bool = True
+    accuracy_level: int = 4
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise UnknownNameError("target", self.target, TARGETS)
+        if self.group_size not in groupwise.SIZES:
+            raise InputError(f"group_size is {self.group_size}; expected 16, 32, 64 or 128")
+        if not 0 <= self.accuracy_level <= 4:
+            raise InputError(f"accuracy_level is {self.accuracy_level}; expected 0 to 4")
 
     def problems(self, candidate: Candidate) -> list[Problem]:
         """Operations that ONNX cannot express, with the module each comes from."""
@@ -60,18 +81,30 @@ class OnnxExporter:
         graph_module = _captured(candidate)
         plan = candidate.quantization if self.target == "onnx-qdq" else None
         inputs, outputs = self._ends(candidate, graph_module)
+        blocks, notes = self._blocks(candidate, graph_module)
         draft = manifest.draft(
             candidate, data, path=out, target=self.target, inputs=inputs, outputs=outputs,
-            skipped=_skipped(graph_module, plan), made_with=("onnx",),
+            skipped=[*_skipped(graph_module, plan), *notes], made_with=("onnx",),
         )  # fmt: skip
         dynamic = onnx_dynamic.stored_weights(graph_module) if self.target == "onnx-dynamic" else {}
-        lowering = Lowering(graph_module, plan or _EMPTY, dynamic)
+        lowering = (
+            onnx_int4.BlockLowering(graph_module, _EMPTY, blocks=blocks, accuracy_level=self.accuracy_level)
+            if blocks
+            else Lowering(graph_module, plan or _EMPTY, dynamic)
+        )
         model = lowering.model([i.name for i in inputs], [o.name for o in outputs])
         helper.set_model_props(model, {manifest.KEY: manifest.embedded(draft)})
         _check(model, out)
         with files.atomic(out) as temporary:
             temporary.write_bytes(model.SerializeToString(deterministic=True))
             return manifest.describe(draft, temporary)
+
+    def _blocks(
+        self, candidate: Candidate, graph_module: GraphModule
+    ) -> tuple[dict[str, TensorQuantization], list[Problem]]:
+        if self.target != "onnx-int4":
+            return {}, []
+        return onnx_int4.decided(graph_module, candidate.quantization, self.group_size, self.symmetric)
 
     def _ends(
         self, candidate: Candidate, graph_module: GraphModule
