@@ -34,6 +34,14 @@ class Candidates:
         return replace(self, quantized=candidate)
 
     @property
+    def with_weights(self) -> Candidate:
+        """The candidate whose weights alone were decided (`quantize-weights`), else the float one."""
+        found = self.quantized
+        if found is None or found.quantization is None or found.quantization.activations:
+            return self.floating
+        return found
+
+    @property
     def last(self) -> Candidate:
         return self.quantized or self.floating
 
@@ -48,7 +56,7 @@ class Wanted:
 
     def candidate(self, candidates: Candidates) -> Candidate:
         if not self.quantized:
-            return candidates.floating
+            return candidates.with_weights if self.target.endswith("-int4") else candidates.floating
         if candidates.quantized is None:
             raise ModelError(
                 f"target {self.target!r} needs a quantized candidate, and no step quantizes; put a "
