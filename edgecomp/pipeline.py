@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from edgecomp import checkpoint, files, ledger, models, progress, registry
 from edgecomp import pipeline_export as exporting
 from edgecomp import pipeline_steps as stepping
-from edgecomp.compress import parallel
+from edgecomp.compress import interim, parallel
 from edgecomp.errors import (
     DeviceError,
     EdgecompError,
@@ -59,6 +60,8 @@ class Run:
     start: Evaluation = Evaluation(None, None)
     before: float | None = None
     resumed: int = 0
+    resuming: bool = False
+    save_every: float = interim.SECONDS
     layers: list[dict[str, Any]] | None = field(default=None)
 
     def save(self) -> None:
@@ -66,16 +69,20 @@ class Run:
             ledger.save(self.ledger, self.out)
 
 
-def run(document: Document, out: Path, *, resume: bool = False) -> dict[str, Any]:
+def run(
+    document: Document, out: Path, *, resume: bool = False, save_every: float = interim.SECONDS
+) -> dict[str, Any]:
     """Run a recipe into `out`; returns the ledger, whose `verdict.passed` is False when a gate failed.
 
     Everything is checked before the first step: targets, libraries, devices, data, the model, unsupported
-    operations, the folder. `resume` goes on after the last finished step and artifact of an earlier run.
+    operations, the folder. `resume` goes on after the last finished step and artifact of an earlier run, and
+    inside a step that was training; trainings keep themselves about every `save_every` seconds.
     Under `torchrun` all processes train together, and the first one exports and writes.
     Raises a branch of EdgecompError; whatever happens, files under their final names are complete.
     """
     parallel.start()
     state = prepared(document, out, resume)
+    state.save_every = save_every
     stopped = None
     try:
         _steps(state)
@@ -149,7 +156,8 @@ def prepared(document: Document, out: Path, resume: bool) -> Run:
     targets = tuple(exporting.wanted(t, e, candidate) for t, e in exporters.items())
     _check_plan_targets(targets, candidate, data, recipe.steps)
     told = ledger.load(out, document.sha256) if resume else ledger.new(document.plain, document.sha256)
-    return Run(document, out, data, origin, Candidates(candidate), targets, devices, told)
+    start = Candidates(candidate)
+    return Run(document, out, data, origin, start, targets, devices, told, resuming=resume)
 
 
 def _check_libraries(document: Document) -> None:
@@ -197,6 +205,8 @@ def _steps(state: Run) -> None:
     done = _finished(state, entries)
     if not done:
         state.ledger["steps"], state.ledger["artifacts"] = [], []
+        if not state.resuming:
+            _forget(state, *(state.out / CHECKPOINTS).glob("*.training"))
         _measure_float(state)
     for index, entry in enumerate(entries):
         if index + 2 > done:
@@ -262,7 +272,8 @@ def _step(state: Run, index: int, entry: StepEntry) -> None:
     progress.note(f"step {index + 1} of {len(recipe.steps)}: {entry.name}")
     torch.manual_seed(recipe.seed)
     before = state.candidates.last
-    with Meter() as meter:
+    training = _checkpoint(state, index + 1).with_suffix(".training")
+    with Meter() as meter, interim.within(training, state.save_every):
         candidate = step(before, state.data)
     found = _evaluated(state, candidate)
     row = _row(state, entry.name, candidate.history[-1], candidate, found, meter)
@@ -280,9 +291,18 @@ def _step(state: Run, index: int, entry: StepEntry) -> None:
     parallel.wait()
     state.ledger["steps"].append(row)
     state.save()
+    _forget(state, training)
     if row["passed"] is False and entry.on_failure == "stop":
         failed = next(g for g in row["gates"] if not g["passed"])
         raise GateFailed(f"step {entry.name!r} did not pass its gate {failed['expr']!r}: {failed['reason']}")
+
+
+def _forget(state: Run, *folders: Path) -> None:
+    """Remove what trainings kept, once their steps are finished or begun anew."""
+    if parallel.rank() == 0:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+    parallel.wait()
 
 
 def _drop_previous(state: Run, found: Evaluation) -> float | None:

@@ -23,14 +23,29 @@ from edgecomp.errors import GateFailed
             required=False)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on after the last finished step of an earlier run.")
 @click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often a step that trains keeps its state; a kill costs no more than that.",
+)
+@click.option(
     "--attribute", is_flag=True, help="Afterwards, re-run with each step left out: what did it cost?"
 )
 @json_option
-def command(recipe: Path, out: Path | None, resume: bool, attribute: bool, json_path: str | None) -> None:
+def command(
+    recipe: Path,
+    out: Path | None,
+    resume: bool,
+    save_every: float,
+    attribute: bool,
+    json_path: str | None,
+) -> None:
     """Run a recipe: every step, the evaluation after each, exports, parity, profile, report.
 
     Everything is checked before the first step. The ledger is written after every step, so a run that was
-    interrupted goes on with --resume. The exit code is 1 when a gate fails.
+    interrupted goes on with --resume, inside a training too. The exit code is 1 when a gate fails.
     """
     wait_without_spinning()
     from edgecomp import pipeline
@@ -38,7 +53,7 @@ def command(recipe: Path, out: Path | None, resume: bool, attribute: bool, json_
 
     document = read(recipe)
     folder = out or Path("build") / recipe.stem
-    facts = pipeline.run(document, folder, resume=resume)
+    facts = pipeline.run(document, folder, resume=resume, save_every=save_every)
     if attribute and facts["verdict"]["passed"] is not False:
         facts = pipeline.attribute(document, folder)
     if os.environ.get("RANK", "0") != "0":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecomp import registry
+from edgecomp.compress import interim
 from edgecomp.compress.distill_cache import Teach, TeacherCache
 from edgecomp.compress.distill_layers import LayerMatch, Match, pairs_of
 from edgecomp.compress.distill_losses import decoupled_loss, logit_loss, reverse_loss
@@ -107,7 +108,8 @@ class Distill(Training):
         augmented = self.flip or self.shift
         if not self.cache or not rows or augmented:
             return ask
-        cache = TeacherCache(ask, rows)
+        cache = TeacherCache(ask, rows, interim.folder_for("teacher"))
+        interim.attach("teacher", cache)
         hooks.callback(cache.close)
         return cache
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from edgecomp import progress
 from edgecomp.compress import parallel
+from edgecomp.compress.interim import Keeper, Progress
 from edgecomp.compress.training import Objective, Training, first_output, tensors
 from edgecomp.errors import DataError, ModelError
 from edgecomp.spec import Batch, DataSource
@@ -32,45 +34,73 @@ def fit(
 
     `masks`: parameter name -> 0/1 tensor; weights at 0 stay zero (pruned ones). `after_update`: called after
     every update, gradients still there. `beside`: trained with the module, and then left. Seeded: the same
-    module, data, settings and thread count give the same weights.
+    module, data, settings and thread count give the same weights, also when a kill came between (`interim`).
     """
     parallel.start()
     held_out, rest = _sizes(source, settings)
     optimizer = _optimizer(module, settings, beside)
     updates = settings.epochs * max(1, math.ceil(rest / settings.batch_size / settings.accumulate))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, updates, settings.warmup))
-    best: tuple[float, float] | None = None
-    best_epoch, weights = settings.epochs, {}
+    keeper = Keeper({"module": module, "optimizer": optimizer, "schedule": schedule, "beside": beside})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         _to_channels_last(module)
         optimizer.register_step_post_hook(lambda *_: _apply_masks(module, masks or {}))
         if after_update is not None:
             optimizer.register_step_post_hook(lambda *_: after_update())
-        for epoch in range(1, settings.epochs + 1):
-            module.train()
-            loss = _epoch(module, source, settings, objective, optimizer, schedule, epoch)
-            module.eval()
-            line = f"epoch {epoch}/{settings.epochs}: training loss {loss:.4f}"
-            if held_out:
-                score = _validate(module, source, settings, objective)
-                line += f", held-out {_describe(score)}"
-                if best is None or score < best:
-                    best, best_epoch = score, epoch
-                    weights = {k: v.clone() for k, v in module.state_dict().items()}
-            progress.note(line)
-            if best is not None and settings.patience and epoch - best_epoch >= settings.patience:
-                break
-    if weights:
-        module.load_state_dict(weights)
+        place, notes = keeper.restore()
+        if notes is None:
+            run = _Run(module, source, settings, objective, optimizer, schedule, keeper)
+            loss = _epochs(run, place, held_out)
+            if place.weights:
+                module.load_state_dict(place.weights)
+            notes = (_kept(place, settings, held_out, loss),)
+            keeper.done(notes)
     whole: Any = module
     whole.to(memory_format=torch.contiguous_format)
     module.eval()
-    if best is None:
-        return (f"last of {settings.epochs} epochs kept, training loss {loss:.4f}",)
-    return (
-        f"epoch {best_epoch} of {settings.epochs} kept: {_describe(best)} on {held_out} held-out samples",
-    )
+    return notes
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What one training works with."""
+
+    module: nn.Module
+    source: DataSource
+    settings: Training
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    keeper: Keeper
+
+
+def _epochs(run: _Run, place: Progress, held_out: int) -> float:
+    """Train from `place` to the end, or until patience is over; returns the last epoch's loss."""
+    settings, loss = run.settings, math.nan
+    while place.epoch <= settings.epochs:
+        run.module.train()
+        loss, epoch = _epoch(run, place), place.epoch
+        run.module.eval()
+        line = f"epoch {epoch}/{settings.epochs}: training loss {loss:.4f}"
+        if held_out:
+            score = _validate(run.module, run.source, settings, run.objective)
+            line += f", held-out {_describe(score)}"
+            if place.best is None or score < place.best:
+                place.best, place.best_epoch = score, epoch
+                place.weights = {k: v.clone() for k, v in run.module.state_dict().items()}
+        progress.note(line)
+        if place.best is not None and settings.patience and epoch - place.best_epoch >= settings.patience:
+            break
+        place.next_epoch()
+    return loss
+
+
+def _kept(place: Progress, settings: Training, held_out: int, loss: float) -> str:
+    if place.best is None:
+        return f"last of {settings.epochs} epochs kept, training loss {loss:.4f}"
+    told = f"{_describe(place.best)} on {held_out} held-out samples"
+    return f"epoch {place.best_epoch} of {settings.epochs} kept: {told}"
 
 
 def _sizes(source: DataSource, settings: Training) -> tuple[int, int]:
@@ -128,38 +158,33 @@ def _rate(update: int, updates: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _epoch(
-    module: nn.Module,
-    source: DataSource,
-    settings: Training,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    epoch: int,
-) -> float:
-    """One pass over the training part; returns the mean loss."""
-    total, count, waiting = 0.0, 0, 0
-    batches = _part(source, settings, held_out=False, shuffle_seed=settings.seed + epoch)
-    steps = math.ceil(len(source) / settings.batch_size)
-    optimizer.zero_grad(set_to_none=True)
-    for batch in progress.bar(batches, f"epoch {epoch}/{settings.epochs}", steps):
-        if len(batch) == 1 and count:
-            continue  # batch normalization cannot train on one sample
-        value = _backward(module, batch, settings, objective)
+def _epoch(run: _Run, place: Progress) -> float:
+    """The rest of a pass over the training part; returns the mean loss of all of it."""
+    settings, epoch, waiting = run.settings, place.epoch, 0
+    batches = _part(run.source, settings, held_out=False, shuffle_seed=settings.seed + epoch)
+    steps = math.ceil(len(run.source) / settings.batch_size)
+    run.optimizer.zero_grad(set_to_none=True)
+    shown = progress.bar(batches, f"epoch {epoch}/{settings.epochs}", steps)
+    for number, batch in enumerate(shown, start=1):
+        if number <= place.batches or (len(batch) == 1 and place.count):
+            continue  # done before a kill; or one sample, on which batch normalization cannot train
+        value = _backward(run.module, batch, settings, run.objective)
         if not math.isfinite(value):
             raise ModelError(
                 f"the training loss became {value} in epoch {epoch}; "
                 f"lower learning_rate (now {settings.learning_rate}) or set clip_norm: 1.0"
             )
-        total, count, waiting = total + value * len(batch), count + len(batch), waiting + 1
+        place.total, place.count = place.total + value * len(batch), place.count + len(batch)
+        waiting += 1
         if waiting == settings.accumulate:
-            _update(module, settings, optimizer, schedule)
-            waiting = 0
+            _update(run.module, settings, run.optimizer, run.schedule)
+            place.batches, waiting = number, 0
+            run.keeper.keep(place)
     if waiting:
-        _update(module, settings, optimizer, schedule)
-    if count == 0:
+        _update(run.module, settings, run.optimizer, run.schedule)
+    if place.count == 0:
         raise DataError("no sample is left to train on after holding out the validation part; give more data")
-    return total / count
+    return place.total / place.count
 
 
 def _backward(module: nn.Module, batch: Batch, settings: Training, objective: Objective) -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgecomp.compress import interim
 from edgecomp.compress.macs import count_parameters
 from edgecomp.compress.magnitude import WEIGHTED
 from edgecomp.compress.train import Training, check, first_output, fit, task_loss
@@ -42,6 +44,8 @@ class PruneMovement(Training):
         updates = self.epochs * max(1, -(-len(data.train) // self.batch_size))
         mover = Mover({n.removeprefix("."): w for n, w in weights.items()}, self.sparsity, updates)
 
+        interim.attach("movement", mover)
+
         def objective(module: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
             return task_loss(first_output(module, inputs), targets, self.label_smoothing)
 
@@ -72,6 +76,12 @@ class Mover:
         share = min(1.0, self.done / self.growing)
         self._choose(self.sparsity * (1 - (1 - share) ** 3))
         self.zero()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scores": self.scores, "masks": self.masks, "done": self.done}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.scores, self.masks, self.done = dict(state["scores"]), dict(state["masks"]), state["done"]
 
     @torch.no_grad()
     def zero(self) -> None:

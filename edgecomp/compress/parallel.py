@@ -57,6 +57,20 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
         group.all_reduce(parameter.grad)
 
 
+def gathered(tensor: Tensor) -> list[Tensor]:
+    """A tensor of every process, in their order; all have one shape."""
+    if size() == 1:
+        return [tensor]
+    found = [torch.empty_like(tensor) for _ in range(size())]
+    group.all_gather(found, tensor)
+    return found
+
+
+def first_says(value: bool) -> bool:
+    """What the first process says, in all of them: for decisions that depend on a clock."""
+    return total(float(value and rank() == 0)) > 0
+
+
 def total(value: float) -> float:
     """The sum of a number over all processes."""
     if size() == 1:
