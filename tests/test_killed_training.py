@@ -1,4 +1,4 @@
-"""SIGKILL inside each training step of a run: resumed, it ends with the ledger and the weights of a whole run."""
+"""SIGKILL inside each training step of a run: resumed, it ends with a whole run's ledger and weights."""
 
 from __future__ import annotations
 

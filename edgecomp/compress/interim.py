@@ -62,7 +62,7 @@ _OPEN: ContextVar[_Folder | None] = ContextVar("interim", default=None)
 
 @contextmanager
 def within(path: Path, seconds: float = SECONDS) -> Iterator[None]:
-    """Trainings inside keep themselves in this folder, about every `seconds`, and go on from what it holds."""
+    """Trainings inside keep their state in this folder, about every `seconds`, and go on from it."""
     token = _OPEN.set(_Folder(path, seconds))
     try:
         yield
