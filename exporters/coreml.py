@@ -15,6 +15,7 @@ from edgecomp import files, manifest
 from edgecomp.errors import ModelError, UnsupportedOpError
 from edgecomp.exporters import coreml_convert, coreml_file, coreml_importance
 from edgecomp.exporters.coreml_compress import Linear, Palettize
+from edgecomp.exporters.coreml_groups import Planned
 from edgecomp.exporters.coreml_importance import Importance
 from edgecomp.exporters.coreml_toolkit import Model_pb2
 from edgecomp.exporters.coreml_weights import Replace, rewrite
@@ -34,8 +35,8 @@ class CoreMLExporter:
     `target`: coreml-pal4, coreml-pal6 (palettes), coreml-int8 (per output channel), coreml-int4 (per block),
     coreml-fp16, coreml-fp32. Only weights are compressed; activations stay in `compute_precision`.
     `group_size`: output channels that share a palette (auto: 1 for pal4, 8 for pal6; None: one per tensor).
-    `block_size`: inputs that share a scale (int4). Where either does not divide, the next smaller that does
-    is taken, and noted in the artifact's history.
+    `block_size`: inputs that share a scale (int4, where no `quantize-weights` decided before). Where either
+    does not divide, the next smaller that does is taken, and noted in the artifact's history.
     `minimum_deployment_target`: palettes of groups and blocks need iOS18; before it one palette per tensor.
     `min_elements`: smaller weights stay float and are listed in the artifact's `skipped`.
     `depthwise`: how pal4 and pal6 store depthwise convolutions (a few weights per channel, of widely
@@ -181,6 +182,8 @@ class CoreMLExporter:
                 notes=notes,
             )
         plan = dict(candidate.quantization.weights) if candidate.quantization else {}
+        if candidate.quantization and not candidate.quantization.activations and self.target == "coreml-int4":
+            return Planned(plan)
         block = self.block_size if self.target == "coreml-int4" else None
         return Linear(bits, block, modern, self.min_elements, plan, notes)
 

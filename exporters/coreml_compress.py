@@ -16,7 +16,7 @@ from edgecomp.numerics import packing, palettes
 from edgecomp.spec import Problem, TensorQuantization
 
 _INDEX_TYPES = {1: MIL_pb2.UINT1, 2: MIL_pb2.UINT2, 3: MIL_pb2.UINT3, 4: MIL_pb2.UINT4, 6: MIL_pb2.UINT6}
-_FLOAT_TYPES = {"float16": MIL_pb2.FLOAT16, "float32": MIL_pb2.FLOAT32}
+FLOAT_TYPES = {"float16": MIL_pb2.FLOAT16, "float32": MIL_pb2.FLOAT32}
 
 
 _ROWS = 64
@@ -63,8 +63,8 @@ class Palettize:
         stored = value_of(writer, indices, _INDEX_TYPES[self.bits])
         if self.palette_dtype == "int8":
             return _nested(const, stored, lut, writer)
-        palette = value_of(writer, lut, _FLOAT_TYPES[lut.dtype.name])
-        return [_operation("constexpr_lut_to_dense", const, {"indices": stored, "lut": palette})]
+        palette = value_of(writer, lut, FLOAT_TYPES[lut.dtype.name])
+        return [operation("constexpr_lut_to_dense", const, {"indices": stored, "lut": palette})]
 
     def _depthwise(self, weight: Weight, writer: BlobWriter, const: Any) -> list[Any] | Problem:
         if self.depthwise == "float":
@@ -103,11 +103,11 @@ def _nested(const: Any, indices: Any, lut: np.ndarray, writer: BlobWriter) -> li
         outer.outputs[0].type.tensorType.dimensions.add().constant.size = size
     parts = {
         "data": value_of(writer, integers.astype(np.int8), MIL_pb2.INT8),
-        "scale": value_of(writer, scale, _FLOAT_TYPES[lut.dtype.name]),
+        "scale": value_of(writer, scale, FLOAT_TYPES[lut.dtype.name]),
     }
-    dense = _operation("constexpr_lut_to_dense", const, {"indices": indices})
+    dense = operation("constexpr_lut_to_dense", const, {"indices": indices})
     dense.inputs["lut"].arguments.add().name = name
-    return [_operation("constexpr_blockwise_shift_scale", outer, parts), dense]
+    return [operation("constexpr_blockwise_shift_scale", outer, parts), dense]
 
 
 def _is_depthwise(weight: Weight) -> bool:
@@ -156,9 +156,9 @@ class Linear:
             return [_ios16_affine(const, weight, integers, scale, writer)]
         inputs = {
             "data": value_of(writer, integers, data_type),
-            "scale": value_of(writer, scale, _FLOAT_TYPES[scale.dtype.name]),
+            "scale": value_of(writer, scale, FLOAT_TYPES[scale.dtype.name]),
         }
-        return [_operation("constexpr_blockwise_shift_scale", const, inputs)]
+        return [operation("constexpr_blockwise_shift_scale", const, inputs)]
 
     def _planned(self, weight: Weight) -> tuple[np.ndarray, np.ndarray] | None:
         decided = self.plan.get(weight.module)
@@ -216,7 +216,7 @@ def linear_blocks(array: np.ndarray, blocks: list[int], limit: int) -> tuple[np.
     return integers, best.reshape(best.shape[0::2])
 
 
-def _operation(kind: str, const: Any, inputs: Mapping[str, Any]) -> Any:
+def operation(kind: str, const: Any, inputs: Mapping[str, Any]) -> Any:
     """A `constexpr_*` operation of iOS 18 that gives the value that `const` gave."""
     operation = MIL_pb2.Operation(type=kind)
     operation.attributes["name"].CopyFrom(const.attributes["name"])
@@ -241,7 +241,7 @@ def _ios16_lut(
     packed = np.frombuffer(packing.pack(indices, bits), np.uint8)
     attributes = {
         "indices": value_of(writer, packed, MIL_pb2.UINT8),
-        "lut": value_of(writer, lut.reshape(-1), _FLOAT_TYPES[lut.dtype.name]),
+        "lut": value_of(writer, lut.reshape(-1), FLOAT_TYPES[lut.dtype.name]),
         "shape": value_of(writer, np.array(weight.array.shape, np.uint32), MIL_pb2.UINT32),
     }
     return _ios16("constexpr_lut_to_dense", const, attributes)
@@ -253,7 +253,7 @@ def _ios16_affine(
     flat = scale.reshape(-1)
     attributes = {
         "quantized_data": value_of(writer, integers, MIL_pb2.INT8),
-        "scale": value_of(writer, flat, _FLOAT_TYPES[scale.dtype.name]),
+        "scale": value_of(writer, flat, FLOAT_TYPES[scale.dtype.name]),
         "zero_point": value_of(writer, np.zeros(flat.size, np.int8), MIL_pb2.INT8),
         "axis": value_of(writer, np.array(weight.axis, np.int32), MIL_pb2.INT32),
     }

@@ -1,0 +1,48 @@
+"""Weights of a plan that holds weights alone: its integers as `constexpr_blockwise_shift_scale`.
+
+Source of the operation: coremltools, `converters/mil/mil/ops/defs/iOS18/compression.py`. Data are int4 or int8
+[out, in], scale [out, groups] in the program's float type, offset (where a zero point is not 0) as the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgecomp.exporters.coreml_blob import BlobWriter, value_of
+from edgecomp.exporters.coreml_compress import FLOAT_TYPES, operation
+from edgecomp.exporters.coreml_toolkit import MIL_pb2
+from edgecomp.exporters.coreml_weights import Weight
+from edgecomp.numerics import groupwise
+from edgecomp.spec import Problem, TensorQuantization
+
+_TYPES = {4: MIL_pb2.INT4, 8: MIL_pb2.INT8}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Stores what `quantize-weights` decided; a weight that it left float stays float, and is listed."""
+
+    plan: Mapping[str, TensorQuantization]
+
+    def __call__(self, weight: Weight, writer: BlobWriter, const: Any) -> list[Any] | Problem:
+        decided = self.plan.get(weight.module)
+        if decided is None or decided.values is None:
+            return weight.problem("the plan has no integers for it")
+        if decided.values.shape != weight.array.shape:
+            shapes = f"{list(weight.array.shape)}, not {list(decided.values.shape)}"
+            return weight.problem(f"the converter changed its shape to {shapes}")
+        scale, zero, _ = groupwise.in_groups(decided)
+        data_type = _TYPES[decided.spec.bits]
+        inputs = {
+            "data": value_of(writer, decided.values, data_type),
+            "scale": value_of(
+                writer, np.ascontiguousarray(scale, weight.array.dtype), FLOAT_TYPES[weight.array.dtype.name]
+            ),
+        }
+        if zero.any():
+            inputs["offset"] = value_of(writer, zero.astype(np.int8), data_type)
+        return [operation("constexpr_blockwise_shift_scale", const, inputs)]
