@@ -8,16 +8,19 @@ Arm. It is told by comparing a device's kernels with the graph as written on tha
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from edgecomp import files
 from edgecomp.devices import host
+from edgecomp.devices.local import LocalDevice
 from edgecomp.devices.profiler import checked
+from edgecomp.devices.qemu import QemuX86Device
 from edgecomp.devices.transport import Transport
 from edgecomp.errors import DataError, InputError
 
@@ -26,6 +29,28 @@ ROUNDING_STEPS = 10
 SATURATED_STEPS = 2 * ROUNDING_STEPS
 
 Outputs = Mapping[str, np.ndarray]
+
+
+@runtime_checkable
+class ShowsProcessors(Protocol):
+    """A device that emulates, and can be any of several processors."""
+
+    def processors(self) -> Sequence[Transport]: ...
+
+
+def with_host(devices: Sequence[Transport]) -> list[Transport]:
+    """This machine first, then each device, an emulated one once for each of its processors.
+
+    An old x86 (Haswell: AVX2 without VNNI) joins where emulated devices are compared and qemu-x86_64 is here.
+    """
+    found: list[Transport] = [LocalDevice()]
+    for device in devices:
+        several = list(device.processors()) if isinstance(device, ShowsProcessors) else [device]
+        found += [d for d in several if d.kind != LocalDevice.kind]
+    emulates = any(isinstance(d, ShowsProcessors) and list(d.processors()) != [d] for d in devices)
+    if emulates and shutil.which("qemu-x86_64"):
+        found.append(QemuX86Device("x86-without-vnni"))
+    return found
 
 
 def run(
@@ -86,10 +111,22 @@ def _flips(mine: np.ndarray, other: np.ndarray) -> int:
     return int(np.sum(mine.argmax(-1) != other.argmax(-1)))
 
 
+def check_with_host(devices: Sequence[Transport], artifact: Path, inputs: Path) -> dict[str, Any]:
+    """`check` of this machine against the devices: see `with_host`. What was opened for it is closed."""
+    everyone = with_host(devices)
+    try:
+        return check(everyone, artifact, inputs)
+    finally:
+        for device in everyone:
+            if device not in devices:
+                device.close()
+
+
 def check(devices: Sequence[Transport], artifact: Path, inputs: Path) -> dict[str, Any]:
     """Run an artifact on each device; compare all with the first, and each with its own reference kernels.
 
-    Returns `artifact`, `samples`, `reference` (the first device), `rows` and `warnings`. A row holds
+    Returns `artifact`, `samples`, `reference` (the first device), `rows`, `warnings`, and over all devices
+    the least `equal_share`, and the most `largest_step`, `top1_flips` and `saturates` (0 or 1). A row holds
     `device`, `isa`, `equal_share`, `largest_step`, `top1_flips`, `reference_step` (largest difference to the
     graph as written on the same device, in steps) and `saturates`.
     """
@@ -116,6 +153,10 @@ def check(devices: Sequence[Transport], artifact: Path, inputs: Path) -> dict[st
         "artifact": artifact.name,
         "samples": len(next(iter(outputs[0].values()))),
         "reference": devices[0].name,
+        "equal_share": min(row["equal_share"] for row in rows),
+        "largest_step": max(row["largest_step"] for row in rows),
+        "top1_flips": max(row["top1_flips"] for row in rows),
+        "saturates": int(any(row["saturates"] for row in rows)),
         "rows": rows,
         "warnings": [_warning(row) for row in rows if row["reference_step"] > SATURATED_STEPS],
     }

@@ -26,20 +26,34 @@ from edgecomp.errors import InputError, MissingError
 # Runs between marks. The first one after the warm-up may still fill caches of the runtime.
 _RUNS = 3
 
+# Arm cores that differ in their integer instructions: none, dotprod, and all that QEMU knows.
+PROCESSORS = ("cortex-a53", "neoverse-n1", "max")
+
 
 class QemuDevice(LocalDevice):
-    """`root`: an arm64 system with Python, NumPy and a runtime. `cpu`: a name of `qemu-aarch64 -cpu help`."""
+    """`root`: an arm64 system with Python, NumPy and a runtime. `cpu`: a name of `qemu-aarch64 -cpu help`.
+
+    `cpus`: the processors of a comparison between processors, which `processors` gives one by one.
+    """
 
     kind = "qemu"
-    SETTINGS: ClassVar[dict[str, type]] = {"root": str, "cpu": str, "plugin": str, "path": str}
+    SETTINGS: ClassVar[dict[str, type]] = {"root": str, "cpu": str, "cpus": str, "plugin": str, "path": str}
     isa = "aarch64"
 
     def __init__(
-        self, name: str, root: Path, *, cpu: str = "cortex-a72", plugin: Path | None = None, path: str = ""
+        self,
+        name: str,
+        root: Path,
+        *,
+        cpu: str = "cortex-a72",
+        cpus: tuple[str, ...] = PROCESSORS,
+        plugin: Path | None = None,
+        path: str = "",
     ) -> None:
         super().__init__(name)
         self.root = root
         self.cpu = cpu
+        self.cpus = cpus
         self.plugin = plugin
         self.path = path
         if not (root / "usr/bin/python3").exists():
@@ -56,9 +70,14 @@ class QemuDevice(LocalDevice):
             name,
             Path(str(settings.get("root", ""))),
             cpu=str(settings.get("cpu", "cortex-a72")),
+            cpus=tuple(str(settings.get("cpus", settings.get("cpu", " ".join(PROCESSORS)))).split()),
             plugin=Path(str(plugin)) if plugin else None,
             path=str(settings.get("path", "")),
         )
+
+    def processors(self) -> list[QemuDevice]:
+        """This device once for each of its processors, named `NAME:PROCESSOR`."""
+        return [QemuDevice(f"{self.name}:{c}", self.root, cpu=c, path=self.path) for c in self.cpus]
 
     def python(self) -> tuple[str, ...]:
         return self._python()
@@ -127,6 +146,9 @@ class QemuX86Device(QemuDevice):
     @classmethod
     def from_settings(cls, name: str, settings: Mapping[str, Any]) -> QemuX86Device:
         return cls(name, cpu=str(settings.get("cpu", "Haswell")))
+
+    def processors(self) -> list[QemuDevice]:
+        return [self]
 
     def _python(self, *options: str) -> tuple[str, ...]:
         binary = str(Path(sys.executable).resolve())

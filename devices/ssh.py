@@ -29,7 +29,8 @@ class SshDevice:
     """`edgecomp.devices.transport.Transport` over SSH (paramiko), with OpenSSH's server on the other side.
 
     `workdir`: where files go, below the login folder unless absolute. `interpreter`: the words that start
-    Python there. `emulated`: the machine is an emulated one that does not show it (a virtual machine).
+    Python there. `emulated`: the machine is an emulated one that does not show it (a virtual machine). `cpu`:
+    the processor that its QEMU is asked for (QEMU_CPU); `cpus`: those of a comparison between processors.
     """
 
     kind = "ssh"
@@ -40,6 +41,8 @@ class SshDevice:
         "workdir": str,
         "python": str,
         "emulated": bool,
+        "cpu": str,
+        "cpus": str,
     }
 
     def __init__(
@@ -50,12 +53,16 @@ class SshDevice:
         workdir: str = ".edgecomp",
         interpreter: str = "python3",
         emulated: bool = False,
+        cpu: str = "",
+        cpus: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.login = login
         self.workdir = workdir
         self.interpreter = interpreter
-        self.emulated = emulated
+        self.emulated = emulated or bool(cpu)
+        self.cpu = cpu
+        self.cpus = cpus
         self._open: Connection | None = None
 
     @classmethod
@@ -70,7 +77,14 @@ class SshDevice:
             workdir=str(settings.get("workdir", ".edgecomp")),
             interpreter=str(settings.get("python", "python3")),
             emulated=bool(settings.get("emulated", False)),
+            cpu=str(settings.get("cpu", "")),
+            cpus=tuple(str(settings.get("cpus", "")).split()),
         )
+
+    def processors(self) -> list[Self]:
+        """This machine once for each processor that its QEMU shall show; itself when none is named."""
+        places: dict[str, Any] = {"workdir": self.workdir, "interpreter": self.interpreter}
+        return [type(self)(f"{self.name}:{c}", self.login, cpu=c, **places) for c in self.cpus] or [self]
 
     def connect(self) -> None:
         """Log in now. Raises HostKeyError, AuthenticationError, UnreachableError."""
@@ -257,11 +271,14 @@ class SshDevice:
         return f"{self.workdir}/runtime"
 
     def python(self) -> tuple[str, ...]:
-        return ("env", f"PYTHONPATH={self.runtime_folder}", *shlex.split(self.interpreter))
+        shown = [f"QEMU_CPU={self.cpu}"] if self.cpu else []
+        return ("env", *shown, f"PYTHONPATH={self.runtime_folder}", *shlex.split(self.interpreter))
 
     def probe(self) -> dict[str, Any]:
+        """What the machine tells of itself; with `cpu`, the processor that it is asked to show."""
         found = facts.parse(self._shell(facts.script(self.python())).stdout)
-        return found | {"emulated": found["emulated"] or self.emulated}
+        asked = {"soc": self.cpu, "isa_features": []} if self.cpu else {}
+        return found | asked | {"emulated": found["emulated"] or self.emulated}
 
     def close(self) -> None:
         if self._open is not None:

@@ -171,14 +171,17 @@ def parity(
     return {**entry, "layers": layers() if layers else []}
 
 
-def open_devices(names: Sequence[str]) -> list[Any]:
-    """Devices by name: `local` is this machine, others stand in the inventory. Raises UnknownNameError."""
+def open_devices(names: Sequence[str], inventory: Path | None = None) -> list[Any]:
+    """Devices by name: `local` is this machine, others stand in the inventory (None: the user's).
+
+    Raises UnknownNameError.
+    """
     found = []
     for name in names:
         if name == "local":
             found.append(registry.load("devices", "local")())
         else:
-            found.append(registry.load("profiling", "inventory").read(None).open(name))
+            found.append(registry.load("profiling", "inventory").read(inventory).open(name))
     return found
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from edgecomp import progress, registry
 from edgecomp.cli.common import json_option, show
+from edgecomp.cli.parity_show import processors
 from edgecomp.errors import DeviceError, EdgecompError, InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -220,17 +221,7 @@ def agree(
     finally:
         for device in opened:
             device.close()
-    show(found, json_path, agree_table)
-
-
-def agree_table(facts: dict[str, Any]) -> Group:
-    table = Table(title=f"{facts['artifact']} on {facts['samples']} samples, against {facts['reference']}")
-    for name in ("device", "ISA", "equal", "largest step", "top-1 flips", "to its reference kernels"):
-        table.add_column(name, justify="left" if name in ("device", "ISA") else "right")
-    for row in facts["rows"]:
-        cells = [f"{row['equal_share']:.2%}", row["largest_step"], row["top1_flips"], row["reference_step"]]
-        table.add_row(row["device"], row["isa"], *[str(cell) for cell in cells])
-    return Group(table, *[Text(warning) for warning in facts["warnings"]])
+    show(found, json_path, processors)
 
 
 @command.command("setup")

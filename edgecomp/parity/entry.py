@@ -39,13 +39,15 @@ def compare(
     threads: int = 1,
     batch_size: int = 32,
     limit: int | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run both over the data and say how far apart they are.
 
     `reference`: a callable from a tuple of arrays [N, ...] to the float model's outputs [N, ...].
     `metric` None: accuracy or RMSE where the data has targets of such a form. `limit`: first samples only.
     `slices`: metadata columns, and `class` for the target. `corruptions`: names, see `corrupted`; `changed`:
-    further changed sources by name, such as adversarial ones.
+    further changed sources by name, such as adversarial ones. `more`: facts of the caller that belong to the
+    entry, for gates to look at.
     An ONNX file is run twice, as written and optimized; the figures (and the gates) are of the graph as
     written, `optimized` holds the other's. All other formats run as they would be deployed.
     Raises ArtifactError, DataError, MissingError, and InputError for a gate that cannot be read.
@@ -67,6 +69,7 @@ def compare(
         **slicing.slice_figures(seen, names[0], slices, source.labels),
         "corruptions": [],
         "size_bytes": files.size_bytes(artifact_path),
+        **(more or {}),
     }
     ends = slicing.family_ends(entry["slices"])
     entry["intervals"]["worst_slice.delta"] = ends

@@ -51,6 +51,7 @@ _ENDS = {"low": 0, "high": 1}
 ARTIFACT_FIGURES = (
     "calibration",
     "cosine",
+    "devices",
     "flips",
     "gaps",
     "max_abs_error",

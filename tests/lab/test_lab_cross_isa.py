@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from edgecomp.cli import devices as devices_command
+from edgecomp.cli import main
 from edgecomp.devices import cross_isa
 from edgecomp.devices.local import LocalDevice
 from edgecomp.devices.qemu import QemuDevice, QemuX86Device
@@ -77,6 +78,54 @@ def test_a_file_that_saturates_on_x86_is_flagged(lab: None, tmp_path: Path, inpu
     # 255 = 127 + 128; each pair saturates at 32767; 32 pairs less 128 * 64 * 127 leave 8160, stored as 1.
     result = cross_isa.run(devices[1], artifact, inputs)["y"][0]
     assert result[0] == 2.0 and cross_isa.run(devices[0], artifact, inputs)["y"][0][0] == 128.0
+
+
+MODEL = """
+import numpy as np
+import torch
+
+
+class Net(torch.nn.Module):
+    \"\"\"Weights of 1 and -1 in turns, as the file holds them.\"\"\"
+
+    def forward(self, x):
+        signs = torch.ones(16)
+        signs[1::2] = -1
+        return (x.sum(dim=1, keepdim=True) * signs).clamp(-256, 254)
+
+
+def net():
+    return Net()
+
+
+def loud():
+    yield np.full((64,), 1.98, np.float32), 0
+    yield np.linspace(-1, 1, 64, dtype=np.float32), 1
+"""
+
+
+@pytest.mark.slow
+def test_parity_runs_the_file_on_every_processor_of_the_lab(lab: None, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(MODEL)
+    weights = np.full((64, 16), 127, np.int8)
+    weights[:, 1::2] = -127
+    artifact = write_qdq(tmp_path / "m.onnx", weights)
+    book = ["--inventory", str(tmp_path / "devices.toml")]
+    CliRunner().invoke(devices_command.command, ["add", "lab", "--qemu", str(build.ROOT), *book])
+    words = ["parity", f"{tmp_path}/net.py:net", str(artifact), "--data", f"{tmp_path}/net.py:loud", *book]
+    result = CliRunner().invoke(main, [*words, "--device", "lab", "--json", "-"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["artifacts"][0]["devices"]
+    rows = {row["device"]: row for row in found["rows"]}
+    arm = ["lab:cortex-a53", "lab:neoverse-n1", "lab:max"]
+    assert list(rows)[:4] == ["local", *arm] and found["samples"] == 2
+    for name in arm:
+        assert not rows[name]["saturates"]
+        if not rows["local"]["saturates"]:
+            assert rows[name]["largest_step"] <= 1 and rows[name]["top1_flips"] == 0
+    if shutil.which("qemu-x86_64"):
+        assert rows["x86-without-vnni"]["saturates"] and found["saturates"] == 1
+        assert any(line.startswith("saturates: on x86-without-vnni") for line in found["warnings"])
 
 
 def test_the_command_names_who_was_compared(lab: None, tmp_path: Path, inputs: Path) -> None:
