@@ -1,7 +1,8 @@
 """Weights of a plan that holds weights alone: its integers as `constexpr_blockwise_shift_scale`.
 
-Source of the operation: coremltools, `converters/mil/mil/ops/defs/iOS18/compression.py`. Data are int4 or int8
-[out, in], scale [out, groups] in the program's float type, offset (where a zero point is not 0) as the data.
+Source of the operation: coremltools, `converters/mil/mil/ops/defs/iOS18/compression.py`. Data are int4
+or int8 [out, in], scale [out, groups] in the program's float type, offset (where a zero point is not 0) as
+the data.
 """
 
 from __future__ import annotations

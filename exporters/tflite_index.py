@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from edgecomp.exporters import tflite_blocks
 from edgecomp.exporters import tflite_layout as layout
 from edgecomp.exporters import tflite_weights as weights
 from edgecomp.exporters.tflite_file import Tensor
@@ -43,7 +44,10 @@ def embedding(ctx: Lowering, node: Node) -> Value:
 
 
 def _weight_only_rows(ctx: Lowering, node: Node, source: Node, index: Tensor, stored: layout.Shape) -> Tensor:
-    """int8 rows and their float32 scales, gathered side by side and multiplied."""
+    """Integer rows and their float32 scales, gathered side by side and multiplied."""
+    planned = tflite_blocks.planned_rows(ctx, str(source.target))
+    if planned is not None and ctx.numerics.weights == "int4":
+        return tflite_blocks.rows(ctx, node, str(source.target), planned, index, stored)
     table = weights.read(ctx, node, source, 0)
     if table.scale is None:
         return _gather(ctx, ctx.input(node, source).tensor, index, ctx.result(node, stored), 0)

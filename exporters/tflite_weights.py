@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch.fx import Node
@@ -92,7 +92,9 @@ def read(
         return Weight(name, array, axis)
     found = _planned_weight_only(ctx, name, axis, wanted, four, blocks)
     if found is not None:
-        return found
+        return _without_lowest(ctx, node, found)
+    if ctx.stored_plan is not None and name in ctx.stored_plan.weights and four:
+        _note(ctx, node, "rounded again: TFLite takes groups of a multiple of 32 inputs, no zero points")
     fits = array.shape[0] >= _FEWEST_ROWS and array.shape[-1] % ctx.numerics.group_size == 0
     if wanted == 4 and blocks and fits:
         return in_blocks(name, array, ctx.numerics.group_size)
@@ -101,6 +103,15 @@ def read(
             ctx, node, "8 bits: 4 need a linear layer with a multiple of group_size inputs, or a 4-bit plan"
         )
     return per_channel(name, array, axis, 8)
+
+
+def _without_lowest(ctx: Lowering, node: Node, weight: Weight) -> Weight:
+    """4 bits from -7: LiteRT's kernels without XNNPACK (2.3.0) give wrong sums where a weight is -8."""
+    lowest = int((weight.values == -8).sum()) if weight.bits == 4 else 0
+    if not lowest:
+        return weight
+    _note(ctx, node, f"{lowest} integers of {weight.values.size} are -7, not -8: quantize with narrow: true")
+    return replace(weight, values=np.maximum(weight.values, -7))
 
 
 def _note(ctx: Lowering, node: Node, reason: str) -> None:
@@ -125,8 +136,8 @@ def _planned_weight_only(
 ) -> Weight | None:
     """The integers of the plan where a kernel takes them as they are: rounding is decided once."""
     found = ctx.stored_plan.weights.get(name) if ctx.stored_plan is not None else None
-    if found is None or found.values is None or found.spec.bits != bits:
-        return None
+    if found is None or found.values is None or found.spec.bits != bits or found.zero_point.any():
+        return None  # TFLite's kernels take no zero points of weights
     block = found.spec.group_size or 0
     if block:
         fits = bits == 4 and blocks and block % 32 == 0

@@ -36,6 +36,7 @@ class QuantizeWeights:
 
     `group_size`: 16, 32, 64 or 128 inputs, None for one scale an output; where it does not divide a layer's
     inputs the next smaller that does is taken, and noted. `symmetric`: no zero points, which TFLite needs.
+    `narrow`: integers from -7 (not -8), which TFLite files are clipped to: for the same integers everywhere.
     `method`: "rtn" (nearest, on scales by searched clipping), "hqq" (half-quadratic; neither needs data),
     or "gptq" (errors on the inputs of `samples` calibration samples, layer by layer). `scaling`: "awq"
     scales input channels first; needs data. `embedding_bits`: 4, 8, or 32 (float); a head tied to the
@@ -47,6 +48,7 @@ class QuantizeWeights:
     bits: int = 4
     group_size: int | None = 32
     symmetric: bool = True
+    narrow: bool = False
     scaling: Literal["none", "awq"] = "none"
     embedding_bits: int = 4
     samples: int = 64
@@ -264,7 +266,7 @@ class Chooser:
             self.notes[name] = (
                 f"{name}: {told}, not groups of {asked}: {asked} does not divide {inputs} inputs"
             )
-        return Grid(bits, self.settings.symmetric, size)
+        return Grid(bits, self.settings.symmetric, size, self.settings.narrow)
 
     def _weights(self) -> dict[str, np.ndarray]:
         names = [str(n.args[0].target) for n in self.tables] + [str(n.args[1].target) for n in self.linears]

@@ -26,15 +26,19 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers that a weight may take: `bits`, with or without a zero point, `group` inputs a scale."""
+    """The integers that a weight may take: `bits`, with or without a zero point, `group` inputs a scale.
+
+    `narrow`: without the most negative one.
+    """
 
     bits: int
     symmetric: bool
     group: int
+    narrow: bool = False
 
     @property
     def low(self) -> int:
-        return -(1 << (self.bits - 1))
+        return -(1 << (self.bits - 1)) + int(self.narrow)
 
     @property
     def high(self) -> int:
@@ -117,7 +121,11 @@ def assemble(
     """The plan's entry of a weight; one group for all inputs becomes one scale a channel."""
     whole = scale.shape[1] == 1
     spec = QuantSpec(
-        bits=grid.bits, symmetric=grid.symmetric, axis=0, group_size=None if whole else grid.group
+        bits=grid.bits,
+        symmetric=grid.symmetric,
+        axis=0,
+        group_size=None if whole else grid.group,
+        narrow=grid.narrow,
     )
     if whole:
         scale, zero = scale[:, 0], zero[:, 0]
