@@ -16,6 +16,7 @@ from edgecomp.graph.vocabulary import WEIGHTED
 from edgecomp.numerics import affine
 from edgecomp.spec import QuantizationPlan, TensorQuantization
 
+_LARGEST_BIAS = 2**31 - 1
 _WIDTH = {4: np.int8, 8: np.int8, 16: np.int16}
 
 
@@ -55,9 +56,14 @@ def stored_weight(b: Builder, name: str, q: TensorQuantization, turned: bool) ->
 def stored_bias(
     b: Builder, bias: np.ndarray, layer: Node, source: TensorQuantization, weight: TensorQuantization
 ) -> str:
-    """An int32 bias behind DequantizeLinear with scale input * weight."""
-    integers = affine.quantize_bias(bias, source.scale, weight.scale).astype(np.int32)
+    """An int32 bias behind DequantizeLinear with scale input * weight.
+
+    On the scale of a 16-bit input it may need more than int32: it is then float, rounded as if it fitted.
+    """
+    integers = affine.quantize_bias(bias, source.scale, weight.scale)
     scales = affine.bias_scales(source.scale, weight.scale)
+    if np.abs(integers).max(initial=0) > _LARGEST_BIAS:
+        return b.constant(integers * scales.astype(np.float64), np.float32, f"{layer.name}_bias_rounded")
     stored = b.constant(integers, np.int32, f"{layer.name}_bias_quantized")
     scale = b.constant(scales, np.float32, f"{layer.name}_bias_scale")
     return b.op("DequantizeLinear", [stored, scale], axis=0 if scales.ndim else None)

@@ -122,10 +122,11 @@ class TFLiteExporter:
             )
             return Problem("quantize", "", reason)
         bits = {q.spec.bits for q in plan.activations.values()}
-        if bits - {numerics.activation_bits}:
+        if bits and (numerics.activation_bits not in bits or bits - {8, 16}):
             reason = (
-                f"target {self.target!r} needs activations of {numerics.activation_bits} bits, the plan has "
-                f"{sorted(bits)}; quantize with activation_bits={numerics.activation_bits}"
+                f"target {self.target!r} needs activations of {numerics.activation_bits} bits (others may "
+                f"have 8 or 16), the plan has {sorted(bits)}; quantize with "
+                f"activation_bits={numerics.activation_bits}"
             )
             return Problem("quantize", "", reason)
         return None

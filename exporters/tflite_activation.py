@@ -48,7 +48,7 @@ def leaky_relu(ctx: Lowering, node: Node) -> Value:
 
 @lowers(aten.hardswish.default)
 def hardswish(ctx: Lowering, node: Node) -> Value:
-    if ctx.is_integer(node) and (ctx.numerics.activation_bits == 16 or _is_finer(ctx, node)):
+    if ctx.is_wide(node) or ctx.is_integer(node) and _is_finer(ctx, node):
         return by_table(ctx, node, lambda x: x * np.clip(x + 3, 0, 6) / 6)
     return unary(ctx, node, "HARD_SWISH", "HardSwishOptions")
 
@@ -62,7 +62,7 @@ def _is_finer(ctx: Lowering, node: Node) -> bool:
 @lowers(aten.gelu.default)
 def gelu(ctx: Lowering, node: Node) -> Value:
     approximate = argument(node, 1, "approximate", "none") == "tanh"
-    if ctx.is_integer(node) and ctx.numerics.activation_bits == 16:
+    if ctx.is_wide(node):
         return by_table(ctx, node, _tanh_gelu if approximate else _erf_gelu)
     return unary(ctx, node, "GELU", "GeluOptions", approximate=approximate)
 
@@ -83,7 +83,7 @@ def exp(ctx: Lowering, node: Node) -> Value:
 @lowers(aten.log.default)
 def log(ctx: Lowering, node: Node) -> Value:
     """The 16-bit kernel interpolates too coarsely near zero."""
-    if ctx.is_integer(node) and ctx.numerics.activation_bits == 16:
+    if ctx.is_wide(node):
         return by_table(ctx, node, lambda x: np.log(np.maximum(x, 1e-30)))
     return unary(ctx, node, "LOG")
 
@@ -108,10 +108,11 @@ def neg(ctx: Lowering, node: Node) -> Value:
 def by_table(ctx: Lowering, node: Node, function: Function) -> Value:
     """Any function of one quantized operand: GATHER from the table of its results, exactly rounded.
 
-    index = int32(x) + 2^(bits-1), so that the lowest integer finds entry 0.
+    index = int32(x) + 2^(bits-1), so that the lowest integer finds entry 0. Operand and result may differ
+    in width.
     """
-    value = ctx.input(node, args(node)[0], keep_order=True)
-    x, made = value.tensor, ctx.result(node, value.tensor.shape)
+    value = ctx.input(node, args(node)[0], keep_order=True, any_width=True)
+    x, made = value.tensor, ctx.result(node, value.tensor.shape, quant=ctx.quant_of(node))
     if x.quant is None or made.quant is None:
         raise Unsupported("the plan has no scale for its input or output")
     limits = np.iinfo(x.dtype)
@@ -215,9 +216,10 @@ def _prescribed(ctx: Lowering, node: Node, code: str) -> Value:
 def _prescription(ctx: Lowering, node: Node, code: str) -> Quant | None:
     if not ctx.is_integer(node):
         return None
-    found = numerics_of.FIXED.get((code, ctx.numerics.activation_dtype))
+    dtype = ctx.integer_dtype(node)
+    found = numerics_of.FIXED.get((code, dtype))
     if found is None:
-        raise Unsupported(f"{code} has no kernel for {ctx.numerics.activation_dtype}")
+        raise Unsupported(f"{code} has no kernel for {dtype}")
     return found
 
 
@@ -261,7 +263,7 @@ def clamp(ctx: Lowering, node: Node) -> Value:
         low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
     if isinstance(low, Node) or isinstance(high, Node):
         raise Unsupported("clamp with computed limits")
-    value = ctx.input(node, args(node)[0])
+    value = ctx.input(node, args(node)[0], any_width=True)
     quant = ctx.quant_of(node) if ctx.is_integer(node) else None
     x = ctx.requantized(node, value.tensor, quant)
     for code, limit in (("MAXIMUM", low), ("MINIMUM", high)):
@@ -283,7 +285,7 @@ def elu(ctx: Lowering, node: Node) -> Value:
         scalar_argument(node, i, name, 1.0) for i, name in ((1, "alpha"), (2, "scale"), (3, "input_scale"))
     )
     plain = (alpha, scale, inner) == (1.0, 1.0, 1.0)
-    if ctx.is_integer(node) and not (plain and ctx.numerics.activation_bits == 8):
+    if ctx.is_integer(node) and not (plain and not ctx.is_wide(node)):
         return by_table(
             ctx, node, lambda x: scale * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0) * inner))
         )

@@ -154,7 +154,8 @@ def convolve(
     weights.check_multiplier(x, weight, made)
     biases = weights.bias(ctx, node, bias, x, weight, order)
     if depthwise:
-        kernel = weights.store(ctx, weight, lambda w: w.transpose(1, 2, 3, 0), 3)
+        packed = x.dtype != "int16"  # 4-bit weights give garbage there (LiteRT 2.3.0)
+        kernel = weights.store(ctx, weight, lambda w: w.transpose(1, 2, 3, 0), 3, four=packed)
         options["depthMultiplier"] = shape[1] // groups
         return ctx.draft.emit(
             "DEPTHWISE_CONV_2D", [x, kernel, biases], [made], "DepthwiseConv2DOptions", **options
@@ -178,8 +179,7 @@ def _order_for_user(ctx: Lowering, node: Node) -> np.ndarray | None:
     """Output channels as a following pixel shuffle wants them, so that no data has to move."""
     final = ctx.final(node)
     users = list(final.users)
-    sixteen = ctx.is_integer(node) and ctx.numerics.activation_bits == 16
-    if len(users) != 1 or users[0].target is not aten.pixel_shuffle.default or sixteen:
+    if len(users) != 1 or users[0].target is not aten.pixel_shuffle.default or ctx.is_wide(users[0]):
         return None
     factor = int(args(users[0])[1])
     return shuffle_order(ctx.shape_of(node)[1], factor)
@@ -265,7 +265,7 @@ def _deconvolve(
         else ctx.array_of(bias).astype(np.float32)[part or slice(None)]
     )
     name = f"{weight.name}:bias" if bias is None else str(bias.target)
-    kernel = weights.store(ctx, weight, lambda w: w.transpose(1, 2, 3, 0), 0)
+    kernel = weights.store(ctx, weight, lambda w: w.transpose(1, 2, 3, 0), 0, four=False)
     biases = weights.store_bias(ctx, node, name, array, x, weight)
     whole = ctx.result(node, (x.shape[0], *full, channels))
     weights.check_multiplier(x, weight, whole)

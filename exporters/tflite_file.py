@@ -35,21 +35,23 @@ class Quant:
     """real = (stored - zero_point) * scale; arrays [1], or [channels] along `axis` of the stored tensor.
 
     `block`: elements of the last axis that share a scale (4-bit weights); `scale` is then
-    [channels, blocks].
+    [channels, blocks]. `dtype`: what an activation on this scale is stored as, int8 or int16.
     """
 
     scale: np.ndarray
     zero_point: np.ndarray
     axis: int = 0
     block: int = 0
+    dtype: str = "int8"
 
     @classmethod
-    def of(cls, scale: float, zero_point: int = 0) -> Quant:
-        return cls(np.array([scale], np.float32), np.array([zero_point], np.int64))
+    def of(cls, scale: float, zero_point: int = 0, dtype: str = "int8") -> Quant:
+        return cls(np.array([scale], np.float32), np.array([zero_point], np.int64), dtype=dtype)
 
     def same(self, other: Quant | None) -> bool:
         return (
             other is not None
+            and self.dtype == other.dtype
             and np.array_equal(self.scale, other.scale)
             and np.array_equal(self.zero_point, other.zero_point)
         )

@@ -3,7 +3,9 @@
 Layouts move lazily: `permute` changes a tuple, and data is transposed when an operation asks for an order
 that it is not stored in (see `tflite_layout`). Numerics: a node is computed in integers when the target is
 an integer target and the plan has a scale for its output; at the border of a node that the plan leaves
-float, QUANTIZE and DEQUANTIZE appear.
+float, QUANTIZE and DEQUANTIZE appear. TFLite's kernels have one width for what they read and write: a node
+with 16 bits on any side is computed in 16, its int8 operands widened exactly before it, its int8 result
+narrowed after it, by QUANTIZE from integer to integer.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from edgecomp.exporters.tflite_file import Draft, Quant, Tensor
 from edgecomp.exporters.tflite_numerics import Numerics
 from edgecomp.exporters.tflite_table import LOWERINGS, Unsupported
 from edgecomp.graph import constants, fused_into
+from edgecomp.graph.vocabulary import SAME_SCALE
 from edgecomp.spec import Problem, QuantizationPlan
 
 aten = torch.ops.aten
@@ -94,7 +97,7 @@ class Lowering:
         name, perm = next(self._doors)
         shape = layout.stored_shape(tuple(node.meta["val"].shape), perm)
         quant = self.quant_of(node)
-        dtype = self.numerics.activation_dtype if quant else self.dtype_of(node)
+        dtype = quant.dtype if quant else self.dtype_of(node)
         return Value(Tensor(self.draft.unique(name), shape, dtype, quant), perm)
 
     def _lower(self, node: Node) -> Value | list[Value]:
@@ -128,7 +131,7 @@ class Lowering:
 
     def _unmade(self, node: Node, like: torch.Tensor) -> Value:
         quant = self.quant_of(self.final(node))
-        dtype = self.numerics.activation_dtype if quant else _DTYPES.get(like.dtype, "float32")
+        dtype = quant.dtype if quant else _DTYPES.get(like.dtype, "float32")
         return Value(Tensor(self.label(node), tuple(like.shape), dtype, quant), layout.identity(like.dim()))
 
     def _settle(self, node: Node, value: Value) -> Value:
@@ -136,7 +139,7 @@ class Lowering:
         quant = self.quant_of(node)
         if quant is None or value.tensor.quant is None or quant.same(value.tensor.quant):
             return value
-        made = Tensor(self.label(node), value.tensor.shape, value.tensor.dtype, quant)
+        made = Tensor(self.label(node), value.tensor.shape, quant.dtype, quant)
         self.draft.emit("QUANTIZE", [value.tensor], [made], "QuantizeOptions")
         return Value(made, value.perm, value.order)
 
@@ -165,6 +168,27 @@ class Lowering:
             return node.name not in floats and isinstance(source, Node) and self.quant_of(source) is not None
         return node.name not in floats and final.name not in floats and self.quant_of(final) is not None
 
+    def integer_dtype(self, node: Node) -> str:
+        """int16 where the result or an operand of an integer node has 16 bits, else int8.
+
+        What only moves values takes the width of its result.
+        """
+        final = self.final(node)
+        sides = [final] if node.target in SAME_SCALE else [final, *node.all_input_nodes]
+        wide = any((q := self.quant_of(n)) is not None and q.dtype == "int16" for n in sides)
+        return "int16" if wide else "int8"
+
+    def is_wide(self, node: Node) -> bool:
+        """Is the node computed in integers of 16 bits?"""
+        return self.is_integer(node) and self.integer_dtype(node) == "int16"
+
+    def made_quant(self, node: Node) -> Quant | None:
+        """The scale that the kernel of a node writes: the plan's, or one that holds it in 16 bits."""
+        quant = self.quant_of(self.final(node))
+        if quant is None or quant.dtype == self.integer_dtype(node):
+            return quant
+        return numerics_of.widened(quant)
+
     def dtype_of(self, node: Node) -> str:
         """TFLite type of a node's output where it is not quantized; 64-bit integers become 32-bit ones."""
         found = _DTYPES.get(node.meta["val"].dtype)
@@ -191,9 +215,9 @@ class Lowering:
         if like is not None:
             return Tensor(self.label(final), stored, like.dtype, like.quant)
         if self.is_integer(node):
-            return Tensor(
-                self.label(final), stored, self.numerics.activation_dtype, quant or self.quant_of(final)
-            )
+            found = quant or self.made_quant(node)
+            dtype = found.dtype if found is not None else self.integer_dtype(node)
+            return Tensor(self.label(final), stored, dtype, found)
         return Tensor(self.label(final), stored, self.dtype_of(node))
 
     def part(self, node: Node, what: str, stored: layout.Shape, like: Tensor) -> Tensor:
@@ -227,14 +251,18 @@ class Lowering:
         perm: layout.Perm | None = None,
         as_stored: bool = False,
         keep_order: bool = False,
+        any_width: bool = False,
     ) -> Value:
         """The value of `source` in the numerics of `node` and, if asked, in the layout `perm`.
 
         `as_stored`: whatever the numerics are. `keep_order`: the caller copes with a shuffled axis.
+        `any_width`: the caller copes with 8 bits where the node has 16 elsewhere.
         """
         value = self.values[source] if source in self.values else self._constant_value(node, source)
         if not as_stored:
             value = self._in_numerics_of(node, source, value)
+            if not any_width and self.is_wide(node):
+                value = Value(self._widened(source, value.tensor), value.perm, value.order)
         if value.order is not None and not keep_order:
             value = self._unshuffled(node, value)
         return value if perm is None else self.relaid(node, value, perm)
@@ -256,12 +284,14 @@ class Lowering:
         return self._quantized_constant(node, source, array, name)
 
     def _quantized_constant(self, node: Node, source: Any, array: np.ndarray, name: str) -> Tensor:
-        dtype = self.numerics.activation_dtype
         quant = self.quant_of(source) if isinstance(source, Node) else None
         if quant is not None:
-            return self.draft.constant(numerics_of.quantized(array, quant, dtype), name, dtype, quant)
+            integers = numerics_of.quantized(array, quant, quant.dtype)
+            made = self.draft.constant(integers, name, quant.dtype, quant)
+            return self._widened(source, made) if self.is_wide(node) else made
         if array.size == 1:
-            integer, quant = numerics_of.exact(float(array.reshape(())), np.iinfo(dtype).max)
+            dtype = self.integer_dtype(node)
+            integer, quant = numerics_of.exact(float(array.reshape(())), dtype)
             return self.draft.constant(np.full(array.shape, integer, dtype), name, dtype, quant)
         raise Unsupported(f"the plan has no scale for the constant {name!r}")
 
@@ -277,11 +307,21 @@ class Lowering:
         return value
 
     def quantize(self, node: Node, tensor: Tensor, quant: Quant) -> Tensor:
-        key = (id(tensor), "quantize", quant.scale.tobytes(), quant.zero_point.tobytes())
+        key = (id(tensor), "quantize", quant.dtype, quant.scale.tobytes(), quant.zero_point.tobytes())
         if key not in self._cache:
-            made = Tensor(self.label(node, "quantized"), tensor.shape, self.numerics.activation_dtype, quant)
+            made = Tensor(self.label(node, "quantized"), tensor.shape, quant.dtype, quant)
             self._cache[key] = self.draft.emit("QUANTIZE", [tensor], [made], "QuantizeOptions")
         return self._cache[key]
+
+    def _widened(self, node: Node, tensor: Tensor) -> Tensor:
+        """An int8 tensor in 16 bits, exactly; anything else as it is."""
+        if tensor.quant is None or tensor.dtype != "int8":
+            return tensor
+        quant = numerics_of.widened(tensor.quant)
+        if tensor.data is None:
+            return self.quantize(node, tensor, quant)
+        integers = numerics_of.widened_integers(tensor.data, tensor.quant)
+        return self.draft.constant(integers, tensor.name, "int16", quant)
 
     def dequantize(self, node: Node, tensor: Tensor) -> Tensor:
         key = (id(tensor), "dequantize")
@@ -296,8 +336,8 @@ class Lowering:
             return tensor
         if tensor.data is not None:
             real = (tensor.data.astype(np.float32) - tensor.quant.zero_point[0]) * tensor.quant.scale[0]
-            integers = numerics_of.quantized(real, quant, tensor.dtype)
-            return self.draft.constant(integers, tensor.name, tensor.dtype, quant)
+            integers = numerics_of.quantized(real, quant, quant.dtype)
+            return self.draft.constant(integers, tensor.name, quant.dtype, quant)
         return self.quantize(node, tensor, quant)
 
     def relaid(self, node: Node, value: Value, perm: layout.Perm) -> Value:

@@ -18,22 +18,14 @@ Storage = Literal["float32", "float16", "int8", "int4"]
 class Numerics:
     """`weights`: storage of weights where activations are float. `integer`: activations follow the plan.
 
-    `activation_bits`: what the plan's activations must have for an integer target. `group_size`: inputs
-    that share a scale where 4-bit weights are rounded here.
+    `activation_bits`: what some of the plan's activations must have for an integer target; the rest may
+    have 8 or 16. `group_size`: inputs that share a scale where 4-bit weights are rounded here.
     """
 
     weights: Storage = "float32"
     integer: bool = False
     activation_bits: int = 8
     group_size: int = 32
-
-    @property
-    def activation_dtype(self) -> str:
-        return "int16" if self.activation_bits == 16 else "int8"
-
-    @property
-    def bias_dtype(self) -> str:
-        return "int64" if self.activation_bits == 16 else "int32"
 
 
 TARGETS: dict[str, Numerics] = {
@@ -51,22 +43,38 @@ FIXED: dict[tuple[str, str], Quant] = {
     ("LOGISTIC", "int8"): Quant.of(1.0 / 256.0, -128),
     ("TANH", "int8"): Quant.of(1.0 / 128.0, 0),
     ("LOG_SOFTMAX", "int8"): Quant.of(16.0 / 256.0, 127),
-    ("SOFTMAX", "int16"): Quant.of(1.0 / 32768.0, 0),
-    ("LOGISTIC", "int16"): Quant.of(1.0 / 32768.0, 0),
-    ("TANH", "int16"): Quant.of(1.0 / 32768.0, 0),
+    ("SOFTMAX", "int16"): Quant.of(1.0 / 32768.0, 0, "int16"),
+    ("LOGISTIC", "int16"): Quant.of(1.0 / 32768.0, 0, "int16"),
+    ("TANH", "int16"): Quant.of(1.0 / 32768.0, 0, "int16"),
 }
 
 
-def quant(q: TensorQuantization, axis: int = 0) -> Quant:
-    """The plan's numbers as they are, as arrays [1] or [channels]."""
-    return Quant(q.scale.reshape(-1).astype(np.float32), q.zero_point.reshape(-1).astype(np.int64), axis)
+_FINER = 128
+"""int16 steps in an int8 step: 255 * 128 is the most that an int8 value less its zero point needs."""
 
 
-def exact(value: float, limit: int) -> tuple[int, Quant]:
+def quant(q: TensorQuantization) -> Quant:
+    """The plan's numbers of an activation as they are."""
+    dtype = "int16" if q.spec.bits == 16 else "int8"
+    return Quant(q.scale.reshape(1).astype(np.float32), q.zero_point.reshape(1).astype(np.int64), dtype=dtype)
+
+
+def widened(q: Quant) -> Quant:
+    """An int16 scale that holds every value of an int8 one exactly: a 128th of it, zero point 0."""
+    return Quant.of(float(q.scale[0] / np.float32(_FINER)), 0, "int16")
+
+
+def widened_integers(array: np.ndarray, q: Quant) -> np.ndarray:
+    """int8 integers on the scale that `widened` gives."""
+    return ((array.astype(np.int64) - q.zero_point[0]) * _FINER).astype(np.int16)
+
+
+def exact(value: float, dtype: str) -> tuple[int, Quant]:
     """An integer and a scale whose product is `value`: how a number of the model becomes an operand."""
+    limit = np.iinfo(dtype).max
     if value == 0:
-        return 0, Quant.of(1.0 / limit)
-    return (limit if value > 0 else -limit), Quant.of(abs(value) / limit)
+        return 0, Quant.of(1.0 / limit, 0, dtype)
+    return (limit if value > 0 else -limit), Quant.of(abs(value) / limit, 0, dtype)
 
 
 def quantized(array: np.ndarray, q: Quant, dtype: str) -> np.ndarray:

@@ -142,7 +142,7 @@ def _resize(ctx: Lowering, node: Node, code: str, table: str, corners: bool, hal
 def pixel_shuffle(ctx: Lowering, node: Node) -> Value:
     """DEPTH_TO_SPACE; the convolution before has the channels in its order, or GATHER moves them."""
     factor = int(args(node)[1])
-    if ctx.is_integer(node) and ctx.numerics.activation_bits == 16:
+    if ctx.is_wide(node):
         return _transposed_shuffle(ctx, node, factor)
     value = ctx.input(node, args(node)[0], keep_order=True)
     order = shuffle_order(value.shape[1], factor)

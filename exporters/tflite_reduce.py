@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,11 +83,11 @@ def sum_of_all(ctx: Lowering, node: Node) -> Value:
 def _sum(ctx: Lowering, node: Node, dims: Any, keep: bool) -> Value:
     """In integers: n times the mean. LiteRT's reference kernel for SUM reads int8 as uint8 (2.3.0)."""
     value = _numeric(ctx, node, ctx.input(node, args(node)[0]))
-    quant = ctx.quant_of(node) if ctx.is_integer(node) else None
+    quant = ctx.made_quant(node) if ctx.is_integer(node) else None
     if quant is None:
         return reduce(ctx, node, "SUM", dims, keep, value)
     count = int(np.prod([value.shape[a] for a in _axes(len(value.perm), dims)]))
-    finer = Quant((quant.scale / np.float32(count)).astype(np.float32), quant.zero_point)
+    finer = replace(quant, scale=(quant.scale / np.float32(count)).astype(np.float32))
     mean = reduce(ctx, node, "MEAN", dims, keep, value, quant=finer)
     made = ctx.result(node, mean.tensor.shape)
     number = ctx.constant_operand(node, float(count), np.array(count, np.float32))
@@ -96,18 +97,14 @@ def _sum(ctx: Lowering, node: Node, dims: Any, keep: bool) -> Value:
 
 def _numeric(ctx: Lowering, node: Node, value: Value) -> Value:
     """Booleans are counted as int32."""
-    if value.tensor.dtype != "bool":
-        return value
-    made = Tensor(ctx.label(node, "cast"), value.tensor.shape, "int32")
-    ctx.draft.emit(
-        "CAST",
-        [value.tensor],
-        [made],
-        "CastOptions",
-        inDataType=type_of("bool"),
-        outDataType=type_of("int32"),
+    return Value(_as_int32(ctx, node, value.tensor), value.perm) if value.tensor.dtype == "bool" else value
+
+
+def _as_int32(ctx: Lowering, node: Node, x: Tensor) -> Tensor:
+    made = Tensor(ctx.label(node, "cast"), x.shape, "int32")
+    return ctx.draft.emit(
+        "CAST", [x], [made], "CastOptions", inDataType=type_of(x.dtype), outDataType=type_of("int32")
     )
-    return Value(made, value.perm)
 
 
 @lowers(aten.amax.default, aten.amin.default)
@@ -144,6 +141,8 @@ def extreme_and_position(ctx: Lowering, node: Node) -> list[Value]:
 
 
 def _position(ctx: Lowering, node: Node, x: Tensor, axis: int, code: str, stored: layout.Shape) -> Tensor:
+    """The kernels take no int16: the order of its integers is that of their int32 copies."""
+    x = _as_int32(ctx, node, x) if x.dtype == "int16" else x
     made = Tensor(ctx.label(node, "position"), stored, "int32")
     table = "ArgMaxOptions" if code == "ARG_MAX" else "ArgMinOptions"
     inputs = [x, ctx.numbers(axis, "axis")]

@@ -168,12 +168,17 @@ def in_blocks(name: str, array: np.ndarray, block: int) -> Weight:
     return Weight(name, values.reshape(array.shape), 0, scale, 4, block)
 
 
-def store(ctx: Lowering, weight: Weight, arrange: Callable[[np.ndarray], np.ndarray], axis: int) -> Tensor:
-    """The constant, its array rearranged for the kernel; `axis`: the channels in the rearranged array."""
+def store(
+    ctx: Lowering, weight: Weight, arrange: Callable[[np.ndarray], np.ndarray], axis: int, four: bool = True
+) -> Tensor:
+    """The constant, its array rearranged for the kernel; `axis`: the channels in the rearranged array.
+
+    `four`: whether the kernel reads 4-bit weights; else they take 8 bits each, with the same values.
+    """
     array = arrange(weight.values)
     if weight.scale is None:
         return ctx.float_constant(array, weight.name)
-    dtype = "int4" if weight.bits == 4 else "int8"
+    dtype = "int4" if weight.bits == 4 and four else "int8"
     if weight.bits > 8:
         raise Unsupported(f"weight {weight.name!r} has {weight.bits} bits; TFLite's kernels take 4 or 8")
     if weight.block:
@@ -211,7 +216,7 @@ def store_bias(ctx: Lowering, node: Node, name: str, array: np.ndarray, x: Tenso
         return ctx.float_constant(array, name)
     scale = np.broadcast_to(weight.scale.astype(np.float32), array.shape)
     integers = numerics_of.bias_integers(array, x.quant.scale, scale)
-    dtype = ctx.numerics.bias_dtype
+    dtype = "int64" if x.dtype == "int16" else "int32"
     if dtype == "int32" and np.abs(integers).max(initial=0) > _LARGEST_ACCUMULATOR:
         channel = int(np.abs(integers).argmax())
         raise Unsupported(

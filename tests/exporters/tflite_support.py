@@ -137,10 +137,14 @@ def calibration(inputs: tuple[torch.Tensor, ...], count: int = 8) -> Samples:
 
 
 def quantized(
-    module: nn.Module, *inputs: torch.Tensor, bits: int = 8, exclude: tuple[str, ...] = ()
+    module: nn.Module,
+    *inputs: torch.Tensor,
+    bits: int = 8,
+    exclude: tuple[str, ...] = (),
+    weight_bits: int = 8,
 ) -> Candidate:
     """Plain rounding: the lowering is what is tested."""
-    step = Quantize(rounding="nearest", activation_bits=bits, exclude=exclude)
+    step = Quantize(rounding="nearest", activation_bits=bits, exclude=exclude, weight_bits=weight_bits)
     return step(candidate(module, *inputs), Data(calibration=calibration(inputs)))
 
 
