@@ -247,6 +247,21 @@ class OpPlacement:
     ms: float | None = None
 
 
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight as an artifact stores it. `bytes`: its values with their scales, zero points or palettes."""
+
+    name: str
+    elements: int
+    dtype: str
+    bytes: int
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight."""
+        return 8.0 * self.bytes / self.elements
+
+
 class Step(Protocol):
     """A compression step: a dataclass whose fields are the recipe's keys."""
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from edgecomp.errors import DataError
-from edgecomp.runtimes import coreml_apple, coreml_package
+from edgecomp.runtimes import coreml_apple, coreml_package, coreml_weights
 from edgecomp.runtimes.coreml_package import Operation, Package
 from edgecomp.runtimes.coreml_program import Program
 from edgecomp.runtimes.coreml_proto import VERSION
-from edgecomp.spec import OpPlacement, Session, TensorSpec
+from edgecomp.spec import OpPlacement, Session, StoredWeight, TensorSpec
 
 Precision = Literal["float16", "float32"]
 
@@ -82,6 +82,10 @@ class ReferenceSession:
     def weight(self, name: str) -> np.ndarray:
         """A constant of the program, decoded. Raises KeyError."""
         return np.asarray(self._program.constant(name))
+
+    def stored_weights(self) -> list[StoredWeight]:
+        """Every weight with the bits that it takes in the file."""
+        return coreml_weights.read(self.package)
 
     def placement(self) -> list[OpPlacement]:
         """Every operation with the type of its first output; compressed weights with the type stored."""

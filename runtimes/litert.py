@@ -19,8 +19,8 @@ import numpy as np
 
 from edgecomp import manifest
 from edgecomp.errors import ArtifactError, DataError, InputError, MissingError
-from edgecomp.runtimes import litert_file
-from edgecomp.spec import OpPlacement, TensorSpec
+from edgecomp.runtimes import litert_file, litert_weights
+from edgecomp.spec import OpPlacement, StoredWeight, TensorSpec
 
 Backend = Literal["auto", "ai-edge-litert", "tflite-runtime", "tensorflow"]
 
@@ -213,6 +213,10 @@ class LiteRTSession:
                 f"{self._path.name} failed while running on {self._backend}: {message}"
             ) from error
         return [interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()]
+
+    def stored_weights(self) -> list[StoredWeight]:
+        """Every weight with the bits that it takes in the file."""
+        return litert_weights.read(self._path)
 
     def placement(self) -> list[OpPlacement]:
         """Every operation of the file and where it runs: `XNNPACK`, `CPU` or `CPU reference`."""

@@ -14,7 +14,7 @@ from flatbuffers.table import Table
 
 from edgecomp.errors import ArtifactError
 
-_MODEL_BUFFERS, _MODEL_METADATA = 4, 6
+MODEL_BUFFERS, _MODEL_METADATA = 4, 6
 _METADATA_NAME, _METADATA_BUFFER = 0, 1
 _BUFFER_DATA = 0
 
@@ -35,9 +35,9 @@ def metadata(path: Path) -> dict[str, bytes]:
 
 def _metadata(content: bytes) -> dict[str, bytes]:
     model = Table(content, struct.unpack_from("<I", content, 0)[0])
-    buffers = _tables(model, _MODEL_BUFFERS)
+    buffers = tables(model, MODEL_BUFFERS)
     found = {}
-    for entry in _tables(model, _MODEL_METADATA):
+    for entry in tables(model, _MODEL_METADATA):
         name = _bytes(entry, _METADATA_NAME).decode()
         offset = entry.Offset(4 + 2 * _METADATA_BUFFER)
         index = entry.Get(number_types.Uint32Flags, offset + entry.Pos) if offset else 0
@@ -45,12 +45,19 @@ def _metadata(content: bytes) -> dict[str, bytes]:
     return found
 
 
-def _tables(table: Table, field: int) -> list[Table]:
+def tables(table: Table, field: int) -> list[Table]:
+    """The tables of a vector field."""
     offset = table.Offset(4 + 2 * field)
     if not offset:
         return []
     start = table.Vector(offset)
     return [Table(table.Bytes, table.Indirect(start + 4 * i)) for i in range(table.VectorLen(offset))]
+
+
+def length_of(table: Table, field: int) -> int:
+    """Elements of a vector field; 0 where it is missing."""
+    offset = table.Offset(4 + 2 * field)
+    return int(table.VectorLen(offset)) if offset else 0
 
 
 def _bytes(table: Table, field: int) -> bytes:

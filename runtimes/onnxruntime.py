@@ -13,7 +13,8 @@ import onnxruntime as ort
 
 from edgecomp import manifest
 from edgecomp.errors import ArtifactError, DataError, InputError
-from edgecomp.spec import OpPlacement, TensorSpec
+from edgecomp.runtimes import onnxruntime_weights
+from edgecomp.spec import OpPlacement, StoredWeight, TensorSpec
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -108,6 +109,10 @@ class OnnxSession:
         del model.graph.output[:]
         model.graph.output.extend(v for name, v in known.items() if _is_float(v))
         return _open(model.SerializeToString(), options(1, optimize=False), self._providers)
+
+    def stored_weights(self) -> list[StoredWeight]:
+        """Every weight with the bits that it takes in the file."""
+        return onnxruntime_weights.read(self._path)
 
     def placement(self) -> list[OpPlacement]:
         """Operations of the file with the dtype that each computes in, before fusion."""

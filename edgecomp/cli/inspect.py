@@ -41,7 +41,16 @@ def facts(path: Path) -> dict[str, Any]:
     placed = session.placement() if session else None
     ops = None if placed is None else count(placed)
     unexplained = unexplained_floats(placed or [], told["target"], told["skipped"])
-    return {**told, "runtime": runtime, "ops": ops, "float_without_reason": unexplained, "notes": notes}
+    read = getattr(session, "stored_weights", None)
+    weights = [{**asdict(w), "bits": round(w.bits, 3)} for w in read()] if read else None
+    return {
+        **told,
+        "runtime": runtime,
+        "ops": ops,
+        "weights": weights,
+        "float_without_reason": unexplained,
+        "notes": notes,
+    }
 
 
 def _told(path: Path) -> dict[str, Any]:
@@ -103,6 +112,8 @@ def render(shown: dict[str, Any]) -> RenderableType:
         parts.append(Text(f"labels: {', '.join(shown['labels'][:12])}{' ...' * (len(shown['labels']) > 12)}"))
     if shown["ops"] is not None:
         parts += [Text(), _ops(shown["ops"])]
+    if shown["weights"]:
+        parts += [Text(), _weights(shown["weights"])]
     parts += [Text(), *_left_float(shown)]
     parts += [Text(f"note: {note}") for note in shown["notes"]]
     return Group(*parts)
@@ -152,6 +163,18 @@ def _ops(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def _weights(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Bits per weight by layer as stored, scales and zero points included."""
+    table = Table("weight", "elements", "dtype", "bytes", "bits per weight", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(
+            row["name"], f"{row['elements']:,}", row["dtype"], f"{row['bytes']:,}", f"{row['bits']:.2f}"
+        )
+    elements, size = (sum(row[key] for row in rows) for key in ("elements", "bytes"))
+    table.add_row("in all", f"{elements:,}", "", f"{size:,}", f"{8 * size / elements:.2f}")
+    return table
+
+
 def _left_float(shown: dict[str, Any]) -> list[Text]:
     lines = [Text(f"not as asked: {r['op']} of {r['module']}: {r['reason']}") for r in shown["skipped"]]
     lines += [Text(f"float, no reason recorded: {name}") for name in shown["float_without_reason"]]
@@ -162,7 +185,7 @@ def _left_float(shown: dict[str, Any]) -> list[Text]:
 @artifact_argument
 @json_option
 def command(artifact: Path, json_path: str | None) -> None:
-    """Show inputs, outputs, preprocessing, ops by dtype, bytes, and what stayed float and why.
+    """Show inputs, outputs, preprocessing, ops by dtype, bits per weight, and what stayed float and why.
 
     ARTIFACT is a .tflite or .onnx file or an .mlpackage folder.
     """
