@@ -264,6 +264,21 @@ def total(b: Builder, node: Node) -> str:
     return b.op("ReduceSum", [b.take(node.args[0]), b.integers(list(dims))], keepdims=keep)
 
 
+@lowers(aten.linalg_vector_norm.default)
+def vector_norm(b: Builder, node: Node) -> str:
+    kinds = {1: "ReduceL1", 2: "ReduceL2"}
+    kind = kinds.get(argument(node, 1, 2, "ord"))
+    if kind is None:
+        raise UnsupportedOpError(
+            f"norm at {node.meta.get('module')!r} has order {argument(node, 1)}; expected 1 or 2"
+        )
+    dims, keep = argument(node, 2, None, "dim"), int(argument(node, 3, False, "keepdim"))
+    axes = [dims] if isinstance(dims, int) else list(dims or range(fake(node.args[0]).dim()))
+    if b.opset >= 18:
+        return b.op(kind, [b.take(node.args[0]), b.integers(axes)], keepdims=keep)
+    return b.op(kind, [b.take(node.args[0])], axes=axes, keepdims=keep)
+
+
 @lowers(aten.argmax.default, aten.argmin.default)
 def arg_extreme(b: Builder, node: Node) -> str:
     kind = "ArgMax" if node.target is aten.argmax.default else "ArgMin"

@@ -123,6 +123,11 @@ def _hardsigmoid(x: Tensor) -> Tensor:
     return torch.nn.functional.relu6(x + 3.0) * (1.0 / 6.0)
 
 
+def _addcmul(x: Tensor, first: Tensor, second: Tensor, *, value: float = 1) -> Tensor:
+    product = first * second
+    return x + (product if value == 1 else product * value)
+
+
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -159,5 +164,6 @@ def table() -> dict[Any, Callable[..., Any]]:
     decompositions[aten.instance_norm.default] = _instance_norm
     decompositions[aten.rms_norm.default] = _rms_norm
     decompositions[aten.hardsigmoid.default] = _hardsigmoid
+    decompositions[aten.addcmul.default] = _addcmul
     decompositions[aten.scaled_dot_product_attention.default] = _attention
     return decompositions

@@ -32,6 +32,9 @@ ON_AXIS = torch.tensor([[[1, 0, 3], [2, 2, 4]]])
 
 _FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "relu": (torch.relu, (ROWS,)),
+    "vector_norm": (lambda x: torch.linalg.vector_norm(x, dim=-1, keepdim=True), (ROWS,)),
+    "vector_norm_1": (lambda x: torch.linalg.vector_norm(x, ord=1, dim=(0, 1)), (ROWS,)),
+    "addcmul": (lambda x, y: torch.addcmul(x, x, y, value=0.5), (ROWS, ROWS + 1)),
     "relu6": (F.relu6, (ROWS * 3,)),
     "sigmoid": (torch.sigmoid, (ROWS,)),
     "tanh": (torch.tanh, (ROWS,)),
