@@ -20,9 +20,16 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     was_training = module.training and not isinstance(module, GraphModule)  # captured: no mode to change
     if was_training:
         module.eval()
-    with warnings.catch_warnings(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        warnings.simplefilter("ignore")
-        module(*inputs)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:  # the counter hooks on what it sees to need a gradient
+            parameter.requires_grad_(False)
+        with warnings.catch_warnings(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            warnings.simplefilter("ignore")
+            module(*inputs)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     if was_training:
         module.train()
     return int(counter.get_total_flops()) // 2

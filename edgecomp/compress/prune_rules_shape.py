@@ -13,7 +13,7 @@ aten = torch.ops.aten
 
 
 @rule(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.squeeze, aten.unsqueeze)
-@rule(aten.squeeze_)
+@rule(aten.squeeze_, aten.reshape_as, aten.view_as)
 def _view(tracer: Tracer, node: Node) -> Dims:
     heads, before = tracer.heads(node), tracer.dims(node.args[0])
     where = tracer.where(node)

@@ -75,8 +75,22 @@ def _reshape_block(
     for axis, size in enumerate(shape):
         if size > 1 and size in heads:
             return _by_head(labels, spread, axis, where)
+    parts = [axis for axis, size in enumerate(shape) if size > 1]
+    if len(parts) == 2 and len(dims) == 1:
+        return _by_part(labels, spread, parts[1], where)
     labels.lock(flat, f"is cut into {' x '.join(map(str, shape))} at {where}")
     return [np.full(n, FIXED) for n in shape]
+
+
+def _by_part(labels: Labels, spread: np.ndarray, axis: int, where: str) -> Dims:
+    """Channels cut into equal parts, as for a shuffle or for weights of several paths: the k-th of each part
+    live and die together. Code that writes the width as a number fails when the group is tried."""
+    rows = np.moveaxis(spread, axis, -1).reshape(-1, spread.shape[axis])
+    for row in rows[1:]:
+        labels.unite(rows[0], row, where)
+    result = [np.full(n, FIXED) for n in spread.shape]
+    result[axis] = rows[0]
+    return result
 
 
 def _by_head(labels: Labels, spread: np.ndarray, axis: int, where: str) -> Dims:

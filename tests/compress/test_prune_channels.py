@@ -61,6 +61,54 @@ class Concatenation(nn.Module):
         return self.head(F.relu(self.up(F.relu(self.grouped(x))))).amax((2, 3))
 
 
+class Shuffle(nn.Module):
+    """As in ShuffleNet: channels are cut into groups and dealt out anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 12, 1)
+        self.grouped = nn.Conv2d(12, 12, 3, groups=3)
+        self.head = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.grouped(self.a(x)))
+        n, channels, height, width = x.shape
+        x = x.view(n, 3, channels // 3, height, width).transpose(1, 2).reshape(n, channels, height, width)
+        return self.head(x).mean((2, 3))
+
+
+class SelectiveKernel(nn.Module):
+    """As in SKNet: weights of two paths stand side by side in one layer's channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.paths = nn.ModuleList([nn.Conv2d(8, 10, 3, padding=d, dilation=d) for d in (1, 2)])
+        self.reduce, self.select = nn.Conv2d(10, 6, 1), nn.Conv2d(6, 20, 1)
+        self.head = nn.Conv2d(10, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        paths = torch.stack([path(x) for path in self.paths], dim=1)
+        weights = self.select(F.relu(self.reduce(paths.sum(1).mean((2, 3), keepdim=True))))
+        n, channels, height, width = weights.shape
+        weights = weights.view(n, 2, channels // 2, height, width).softmax(dim=1)
+        return self.head((paths * weights).sum(dim=1)).mean((2, 3))
+
+
+class WrittenWidth(nn.Module):
+    """Cuts channels into parts of a width that its code writes as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(6, 4)
+        self.head = nn.Linear(8, 2)
+        self.c = nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x).view(len(x), -1, 8).sum(1) + self.c(F.relu(self.b(x))))
+
+
 class Recurrent(nn.Module):
     def __init__(self, kind: type[nn.RNNBase]) -> None:
         super().__init__()
@@ -137,6 +185,8 @@ CASES = {
     "residual": (Residual, IMAGE),
     "squeeze-excite": (SqueezeExcite, IMAGE),
     "concatenation": (Concatenation, IMAGE),
+    "shuffle": (Shuffle, IMAGE),
+    "selective-kernel": (SelectiveKernel, IMAGE),
     "lstm": (lambda: Recurrent(nn.LSTM), (1, 5, 6)),
     "gru": (lambda: Recurrent(nn.GRU), (1, 5, 6)),
     "attention": (FusedAttention, (1, 5, 6)),
@@ -243,6 +293,25 @@ def test_what_the_own_code_forbids_is_kept_with_the_reason() -> None:
     result = PruneChannels(sparsity=0.5, round_to=4)(candidate, Data())
     assert result.module.a.out_features == 8 and result.module.b.out_features == 8
     assert any("a not pruned" in n and "expected 8 features" in n for n in result.history[-1].notes)
+
+
+def test_parts_of_a_width_that_the_code_writes_stay() -> None:
+    analysis = prunable(WrittenWidth().eval(), (torch.zeros(1, 6),))
+    assert [g.producers for g in analysis.groups] == [(("b.weight", 0),)]
+    assert "does not run with fewer channels" in analysis.kept["a"]
+
+
+def test_macs_are_counted_where_a_module_is_given_a_parameter() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.linear = nn.Parameter(torch.ones(1, 4)), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.token) + x
+
+    module = Given().eval()
+    assert count_macs(module, (torch.zeros(1, 2),)) == 8 and module.token.requires_grad
 
 
 def test_a_rule_by_name_goes_before_one_by_type_and_both_before_the_setting() -> None:
