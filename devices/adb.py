@@ -11,13 +11,14 @@ import contextlib
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import adbutils
 
 from edgecomp import files
-from edgecomp.devices import android, benchmark_model, facts, host, remote
+from edgecomp.devices import android, benchmark_model, facts, host, remote, remote_machine
 from edgecomp.devices.faults import (
     AuthenticationError,
     DroppedError,
@@ -138,7 +139,7 @@ class AdbDevice:
             )
             finished = result.exit_code >= 0
         except TookTooLongError as error:
-            raise self._too_long(argv, timeout_s) from error
+            raise remote_machine.too_long(self.name, argv, timeout_s) from error
         finally:
             if not finished:
                 self._end(running)
@@ -148,7 +149,7 @@ class AdbDevice:
         if not groups:
             self._raise(result)
         if result.exit_code == remote.TIMED_OUT:
-            raise self._too_long(argv, timeout_s)
+            raise remote_machine.too_long(self.name, argv, timeout_s)
         if result.exit_code not in (0, *range(2, 128)) or "adb:" in stderr or "error:" in stderr:
             self._still_there(groups)
         return CommandResult(tuple(argv), with_signal(result.exit_code), result.stdout, stderr)
@@ -188,12 +189,6 @@ class AdbDevice:
                 f"`adb {' '.join(result.argv[1:4])} ...` ended with {result.exit_code}{last_lines(text)}"
             )
 
-    def _too_long(self, argv: Sequence[str], timeout_s: float) -> TookTooLongError:
-        return TookTooLongError(
-            f"{argv[0]} on device {self.name!r} took longer than {timeout_s:g} s and was ended there; "
-            "give it more time with --timeout, or fewer runs"
-        )
-
     def kill(self, group: int) -> None:
         self._end((group,))
 
@@ -204,19 +199,19 @@ class AdbDevice:
 
     def push(self, source: Path, destination: str) -> None:
         """A file is sent whole (adb cannot append), then has its name when its SHA-256 agrees."""
-        if source.is_dir():
-            for file in sorted(p for p in source.rglob("*") if p.is_file()):
-                self.push(file, f"{destination}/{file.relative_to(source).as_posix()}")
-            return
+        for file, place in remote_machine.each_file(source, destination):
+            self._push_file(file, place)
+
+    def _push_file(self, source: Path, destination: str) -> None:
         wanted = (source.stat().st_size, files.sha256(source))
-        if self._remote_hash(destination) == wanted:
+        if remote_machine.hash_of(self, destination) == wanted:
             return
         self._shell(f"mkdir -p {shlex.quote(str(PurePosixPath(destination).parent))}")
         part = f"{destination}.{wanted[1][:12]}.part"
         limit = 60 + wanted[0] / _PUSH_BYTES_PER_S
         for attempt in range(_ATTEMPTS):
             result = self._call("push", str(source), part, limit_s=limit)
-            if result.exit_code == 0 and self._remote_hash(part) == wanted:
+            if result.exit_code == 0 and remote_machine.hash_of(self, part) == wanted:
                 self._shell(f"mv {shlex.quote(part)} {shlex.quote(destination)}")
                 return
             if attempt == _ATTEMPTS - 1 or failure(self.serial, result.stderr + result.stdout):
@@ -225,14 +220,11 @@ class AdbDevice:
             f"{source} did not arrive whole on device {self.name!r}: its SHA-256 differs; try again"
         )
 
-    def _remote_hash(self, path: str) -> tuple[int, str] | None:
-        return remote.hashed(self._shell(remote.hashing(path)).stdout)
-
     def _shell(self, line: str, timeout_s: float = 60.0) -> CommandResult:
-        return self.run(["sh", "-c", line], timeout_s)
+        return remote_machine.shell(self, line, timeout_s)
 
     def pull(self, source: str, destination: Path) -> None:
-        found = self._remote_hash(source)
+        found = remote_machine.hash_of(self, source)
         if found is None:
             raise DeviceError(f"no file {source} on device {self.name!r}")
         with files.atomic(destination) as temporary:
@@ -241,7 +233,7 @@ class AdbDevice:
                 raise DroppedError(f"{source} did not arrive whole from device {self.name!r}; try again")
 
     def stage(self, source: Path) -> str:
-        path = f"{self.workdir}/files/{files.sha256(source)[:16]}/{source.name}"
+        path = remote_machine.staged_path(self.workdir, source)
         self.push(source, path)
         return path
 
@@ -249,10 +241,10 @@ class AdbDevice:
 
     @property
     def runtime_folder(self) -> str:
-        return f"{self.workdir}/runtime"
+        return remote_machine.runtime_folder(self.workdir)
 
     def python(self) -> tuple[str, ...]:
-        return ("env", f"PYTHONPATH={self.runtime_folder}", *shlex.split(self.interpreter))
+        return remote_machine.python_words(self.workdir, self.interpreter)
 
     def probe(self) -> dict[str, Any]:
         return facts.parse(self._shell(facts.script(self.python())).stdout)
@@ -274,8 +266,10 @@ class AdbDevice:
         runner, model = self.stage(Path(str(self.runner))), self.stage(request.artifact)
         self._shell(f"chmod 755 {shlex.quote(runner)}")
         before = android.state(self._shell(android.SCRIPT).stdout)
-        argv = [runner, *benchmark_model.arguments(model, request)]
-        result = self.run([*_pinned(request.pin), *argv], request.timeout_s)
+        argv = [*_pinned(request.pin), runner, *benchmark_model.arguments(model, request)]
+        kept = f"{self.workdir}/memory"
+        watched = ["env", f"EDGECOMP_MEMORY={kept}", "sh", "-c", android.WATCHED, "sh"]
+        result = self.run([*watched, *argv], request.timeout_s)
         after = android.state(self._shell(android.SCRIPT).stdout)
         if result.exit_code < 0:
             raise ModelCrashError(self.name, str(request.artifact), -result.exit_code, result.stderr)
@@ -284,7 +278,21 @@ class AdbDevice:
                 f"benchmark_model on device {self.name!r} cannot run {request.artifact}"
                 f"{last_lines(result.stderr)}"
             )
-        return benchmark_model.figures(result.stdout + result.stderr, before=before, after=after)
+        found = benchmark_model.figures(result.stdout + result.stderr, before=before, after=after)
+        return self._with_memory(
+            found, self._shell(f"cat {shlex.quote(kept)} {shlex.quote(kept)}.meminfo").stdout
+        )
+
+    @staticmethod
+    def _with_memory(found: Figures, text: str) -> Figures:
+        """What the kernel and dumpsys say of the runner's memory goes before its own account of it."""
+        peak = android.peak_rss_bytes(text)
+        return replace(
+            found,
+            peak_rss_bytes=found.peak_rss_bytes if peak is None else peak,
+            pss_bytes=android.total_pss_bytes(text),
+            swapped_bytes=android.swapped_bytes(text),
+        )
 
 
 def _pinned(cores: Sequence[int]) -> list[str]:

@@ -16,6 +16,18 @@ for name in scaling_governor scaling_cur_freq scaling_max_freq cpuinfo_max_freq;
     [ -r $c/cpufreq/$name ] && echo "$c $(cat $c/cpufreq/$name 2>/dev/null)"; done; done
 """
 
+# Runs a command ("$@") and keeps what its memory was: VmHWM while it lives, and after a second, when a runner
+# has loaded its model, what `dumpsys meminfo` says of it. `$EDGECOMP_MEMORY` names the file.
+WATCHED = """
+"$@" & p=$!; n=0; f=$EDGECOMP_MEMORY; rm -f "$f" "$f.meminfo"
+while grep -q VmHWM /proc/$p/status 2>/dev/null; do
+  grep -E 'VmHWM|VmSwap' /proc/$p/status > "$f.new" 2>/dev/null && mv "$f.new" "$f"
+  [ $n = 2 ] && dumpsys meminfo $p > "$f.meminfo" 2>/dev/null
+  n=$((n+1)); sleep 0.5
+done
+wait $p
+"""
+
 # android.os.PowerManager.THERMAL_STATUS_*
 STATUS = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 
@@ -64,6 +76,18 @@ def battery_celsius(text: str) -> float | None:
 def total_pss_bytes(text: str) -> int | None:
     """`TOTAL PSS:    12345` of `dumpsys meminfo PID`, in kB; older systems print `TOTAL   12345`."""
     found = re.search(r"^\s*TOTAL(?: PSS:)?\s+(\d+)", text, re.M)
+    return int(found[1]) * 1024 if found else None
+
+
+def peak_rss_bytes(text: str) -> int | None:
+    """`VmHWM:     1234 kB` of /proc/PID/status: the most that was resident."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB", text, re.M)
+    return int(found[1]) * 1024 if found else None
+
+
+def swapped_bytes(text: str) -> int | None:
+    """`VmSwap:        0 kB` of /proc/PID/status."""
+    found = re.search(r"^VmSwap:\s+(\d+) kB", text, re.M)
     return int(found[1]) * 1024 if found else None
 
 

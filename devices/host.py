@@ -28,17 +28,14 @@ _WHEELS = {".tflite": "ai-edge-litert", ".onnx": "onnxruntime", ".mlpackage": "c
 _EXTRAS = {".tflite": "tflite", ".onnx": "onnx", ".mlpackage": "coreml"}
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to measure. Times in seconds; `against`: a second artifact that takes turns with the first.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to measure. Times in seconds; `runs` and `seconds` are both lower bounds of the timed part.
 
-    `runs` and `seconds` are both lower bounds. `pin`: cores that the process may use. `op_runs`: runs of
-    the separate session for per-op times (0: none). `sustain_s`: how long to run without a pause.
+    `runtime`, `accelerator`: as the agent takes them. `pin`: cores that the process may use. `timeout_s`: the
+    limit of one artifact. Raises InputError for a value out of range.
     """
 
-    artifact: Path
-    against: Path | None = None
-    inputs: Path | None = None
     threads: int = 1
     runs: int = 50
     seconds: float = 1.0
@@ -46,15 +43,35 @@ class Request:
     runtime: str = "auto"
     accelerator: str = "auto"
     pin: tuple[int, ...] = ()
-    op_runs: int = 10
-    sustain_s: float = 0.0
     timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        for name, least in (("threads", 1), ("runs", 1), ("seconds", 0), ("timeout_s", 1), ("sustain_s", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise InputError(f"{name} is {value}; expected {least} or more")
+        for name, least in (("threads", 1), ("runs", 1), ("seconds", 0), ("timeout_s", 1)):
+            at_least(name, getattr(self, name), least)
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise InputError(f"{name} is {value}; expected {least} or more")
+
+
+@dataclass(frozen=True)
+class Request(Settings):
+    """What to measure, and how. `against`: a second artifact that takes turns with the first.
+
+    `op_runs`: runs of the separate session for per-op times (0: none). `sustain_s`: how long to run without a
+    pause.
+    """
+
+    artifact: Path
+    against: Path | None = None
+    inputs: Path | None = None
+    op_runs: int = 10
+    sustain_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("sustain_s", self.sustain_s, 0)
 
     def words(self, model: str, against: str | None, inputs: str | None) -> list[str]:
         """The agent's arguments, with paths as they are on the device."""

@@ -6,15 +6,19 @@ names its providers); `.tflite` files run in the agent. Not yet verified on a re
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-import threading
-from collections.abc import Mapping
-from typing import Any
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 from edgecomp import files
-from edgecomp.devices import host, remote, tegra, trtexec
+from edgecomp.devices import host, remote, remote_machine, tegra, trtexec
 from edgecomp.devices.faults import ModelCrashError, ModelRefusedError, RuntimeMissingError, last_lines
 from edgecomp.devices.host import Figures, Progress, Request
+from edgecomp.devices.jetson_power import PowerWatch
 from edgecomp.devices.ssh import SshDevice
 from edgecomp.errors import DeviceError, InputError
 from edgecomp.spec import CommandResult
@@ -23,12 +27,24 @@ _STATE = "nvpmodel -q 2>/dev/null; cat /sys/class/thermal/thermal_zone*/temp 2>/
 
 
 class JetsonDevice(SshDevice):
-    """`edgecomp.devices.ssh.SshDevice` with trtexec as the runner of `.onnx` files."""
+    """`edgecomp.devices.ssh.SshDevice` with trtexec as the runner of `.onnx` files.
+
+    `clocks`: lock the clocks with jetson_clocks while something is measured (as root, or by a sudo that does
+    not ask).
+    """
 
     kind = "jetson"
+    SETTINGS: ClassVar[dict[str, type]] = {**SshDevice.SETTINGS, "clocks": bool}
+    clocks = False
 
     # Where a fresh JetPack has trtexec: it is not on PATH.
     tools = "/usr/src/tensorrt/bin"
+
+    @classmethod
+    def from_settings(cls, name: str, settings: Mapping[str, Any]) -> Self:
+        device = super().from_settings(name, settings)
+        device.clocks = bool(settings.get("clocks", False))
+        return device
 
     def measure(self, request: Request, progress: Progress | None = None) -> list[Figures]:
         own = request.artifact.suffix == ".onnx" and request.accelerator in ("auto", "trtexec")
@@ -38,10 +54,58 @@ class JetsonDevice(SshDevice):
                 raise RuntimeMissingError(
                     f"device {self.name!r} has no trtexec; install it there: sudo apt-get install tensorrt"
                 )
-            return host.measure(self, request, progress)
+            with self._steady():
+                return self._by_agent(request, progress)
         if request.against:
             raise InputError("trtexec runs one engine at a time; compare with --accelerator tensorrt")
-        return [self._timed(request, self._engine(request, version), version)]
+        engine = self._engine(request, version)
+        with self._steady():
+            return [self._timed(request, engine, version)]
+
+    def _by_agent(self, request: Request, progress: Progress | None) -> list[Figures]:
+        """The agent's figures, with the board's power over its timed runs."""
+        moments: dict[str, float] = {}
+
+        def told(event: str) -> None:
+            moments[event] = time.monotonic()
+            if progress:
+                progress(event)
+
+        watch = PowerWatch(self, self._path())
+        try:
+            found = host.measure(self, request, told)
+        finally:
+            watch.stop()
+        notes = self._notes(self._state().get("power_mode"))
+        power = watch.mean(moments.get("warmup", 0.0), moments.get("after", 0.0))
+        if request.against or power is None or not found[0].samples_ms:
+            return [replace(f, notes=f.notes + notes) for f in found]
+        mean = sum(found[0].samples_ms) / len(found[0].samples_ms)
+        return [replace(found[0], energy_mj=power * mean / 1000, notes=found[0].notes + notes)]
+
+    @contextlib.contextmanager
+    def _steady(self) -> Iterator[None]:
+        """Clocks at their highest while something is measured, as they were before afterwards (`clocks`)."""
+        if not self.clocks:
+            yield
+            return
+        store = shlex.quote(f"{self.workdir}/clocks.{uuid.uuid4().hex[:8]}")
+        root = f'export PATH={self._path()}; if [ "$(id -u)" = 0 ]; then s=; else s="sudo -n"; fi; '
+        done = self._shell(f"{root}$s jetson_clocks --store {store} && $s jetson_clocks")
+        if done.exit_code:
+            raise DeviceError(
+                f"clocks of device {self.name!r} could not be locked{last_lines(done.stderr, 3)}; let "
+                f"{self.login.user or 'the user'} run jetson_clocks through sudo without a password, or add "
+                "the device without clocks=true"
+            )
+        try:
+            yield
+        finally:
+            self._shell(f"{root}$s jetson_clocks --restore {store}; rm -f {store}")
+
+    def _notes(self, power_mode: str | None) -> tuple[str, ...]:
+        locked = ("clocks locked by jetson_clocks",) if self.clocks else ()
+        return (f"power mode {power_mode}", *locked) if power_mode else locked
 
     def _trtexec(self, words: list[str], timeout_s: float) -> CommandResult:
         return self.run(["env", f"PATH={self._path()}", "trtexec", *words], timeout_s)
@@ -61,7 +125,7 @@ class JetsonDevice(SshDevice):
         """The engine of this file and this TensorRT, built on the board once. Raises ModelRefusedError."""
         key = f"{files.sha256(request.artifact)[:16]}-{version}"
         engine = f"{self.workdir}/engines/{key}.engine"
-        if self._remote_hash(engine):
+        if remote_machine.hash_of(self, engine):
             return engine
         model = self.stage(request.artifact)
         self._shell(f"mkdir -p {shlex.quote(self.workdir)}/engines")
@@ -89,15 +153,15 @@ class JetsonDevice(SshDevice):
         folder = f"{self.workdir}/trtexec"
         self._shell(f"mkdir -p {shlex.quote(folder)}")
         before = self._state()
-        watch = _Watch(self)
+        watch = PowerWatch(self, self._path())
         try:
             result = self._trtexec(trtexec.timing(engine, folder, request), request.timeout_s)
         finally:
-            watched = watch.stop()
+            watch.stop()
         self._check(request, result, "run")
         texts = {name: self._text(f"{folder}/{name}.json") for name in ("times", "profile", "layers")}
         samples = trtexec.samples(texts["times"], request.warmup_seconds * 1000) if texts["times"] else ()
-        power = tegra.mean_milliwatts(watched)
+        power = watch.mean()
         text = result.stdout + result.stderr
         mean = sum(samples) / len(samples) if samples else trtexec.latency(text).get("mean")
         mode = before.get("power_mode")
@@ -109,7 +173,7 @@ class JetsonDevice(SshDevice):
             before=before,
             after=self._state(),
             energy_mj=power * mean / 1000 if power is not None and mean else None,
-            notes=(f"power mode {mode}",) if mode else (),
+            notes=self._notes(mode),
         )
 
     def _text(self, path: str) -> str:
@@ -137,31 +201,3 @@ def _is_old(version: str) -> bool:
     """Before 8.6 the flag was --buildOnly."""
     parts = version.split(".")
     return parts[0].isdigit() and (int(parts[0]), int(parts[1]) if len(parts) > 1 else 0) < (8, 6)
-
-
-class _Watch:
-    """tegrastats beside a run, on the same connection."""
-
-    def __init__(self, device: JetsonDevice) -> None:
-        self.samples: list[tegra.Sample] = []
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._read, args=(device,), daemon=True)
-        self._thread.start()
-
-    def _read(self, device: JetsonDevice) -> None:
-        """Short runs, one after the other, so that it ends soon when it is told to."""
-        while not self._stopped.is_set():
-            try:
-                argv = ["env", f"PATH={device._path()}", "timeout", "2", "tegrastats", "--interval", "200"]
-                result = device.run(argv, 5)
-            except DeviceError:
-                return
-            parsed = [tegra.parse_line(line) for line in result.stdout.splitlines()]
-            self.samples += [sample for sample in parsed if sample]
-            if not parsed:
-                return
-
-    def stop(self) -> list[tegra.Sample]:
-        self._stopped.set()
-        self._thread.join(6)
-        return self.samples

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgecomp import door, files, manifest
 from edgecomp.devices import health, host
-from edgecomp.devices.host import Figures, Progress, Request
+from edgecomp.devices.host import Figures, Progress, Request, Settings
 from edgecomp.devices.transport import Transport
 from edgecomp.errors import ArtifactError, InputError
 from edgecomp.numerics import statistics
@@ -45,41 +45,22 @@ class CountsInstructions(Protocol):
 def profile(
     device: Transport,
     artifact: Path,
+    settings: Settings | None = None,
     *,
-    threads: int = 1,
-    runs: int = 50,
-    seconds: float = 1.0,
-    warmup_seconds: float = 5.0,
     inputs: Path | None = None,
-    runtime: str = "auto",
-    accelerator: str = "auto",
-    pin: tuple[int, ...] = (),
     op_runs: int = 10,
     sustain_s: float = 0.0,
     instructions: bool = False,
-    timeout_s: float = 600.0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Profile one artifact in a fresh process on `device`.
 
-    `runs` and `seconds` are both lower bounds of the timed part. `inputs`: an .npz with one array for each
-    input, as the artifact takes them; else its first golden sample, else random ones. `instructions`: count
-    them (emulated Arm). Raises ArtifactError, MissingError (local runtime), or a branch of DeviceError.
+    `inputs`: an .npz with one array for each input, as the artifact takes them; else its first golden sample,
+    else random ones. `op_runs`, `sustain_s`: see Request. `instructions`: count them (emulated Arm).
+    Raises ArtifactError, MissingError (local runtime), or a branch of DeviceError.
     """
-    request = Request(
-        artifact=checked(artifact),
-        inputs=inputs,
-        threads=threads,
-        runs=runs,
-        seconds=seconds,
-        warmup_seconds=warmup_seconds,
-        runtime=runtime,
-        accelerator=accelerator,
-        pin=pin,
-        op_runs=op_runs,
-        sustain_s=sustain_s,
-        timeout_s=timeout_s,
-    )
+    how = vars(settings or Settings())
+    request = Request(checked(artifact), inputs=inputs, op_runs=op_runs, sustain_s=sustain_s, **how)
     with tempfile.TemporaryDirectory() as folder:
         if inputs is None:
             request = replace(request, inputs=golden_inputs(artifact, Path(folder)))
@@ -311,15 +292,8 @@ def compare(
     device: Transport,
     a: Path,
     b: Path,
+    settings: Settings | None = None,
     *,
-    threads: int = 1,
-    runs: int = 50,
-    seconds: float = 1.0,
-    warmup_seconds: float = 5.0,
-    runtime: str = "auto",
-    accelerator: str = "auto",
-    pin: tuple[int, ...] = (),
-    timeout_s: float = 600.0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Interleave two artifacts of any format in one process and say which is faster.
@@ -327,19 +301,7 @@ def compare(
     `ratio` is median(b) / median(a) with its paired block-bootstrap interval `ci95`; `faster` is "a", "b", or
     None when the interval holds 1: it cannot be told. Raises as `profile` does.
     """
-    request = Request(
-        artifact=checked(a),
-        against=checked(b),
-        threads=threads,
-        runs=runs,
-        seconds=seconds,
-        warmup_seconds=warmup_seconds,
-        runtime=runtime,
-        accelerator=accelerator,
-        pin=pin,
-        op_runs=0,
-        timeout_s=timeout_s,
-    )
+    request = Request(checked(a), against=checked(b), op_runs=0, **vars(settings or Settings()))
     facts = device.probe()
     if facts["emulated"]:
         raise InputError(

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Self
 import paramiko
 
 from edgecomp import files
-from edgecomp.devices import facts, remote
-from edgecomp.devices.faults import DroppedError, NoSpaceError, TookTooLongError, UnreachableError, last_lines
+from edgecomp.devices import facts, remote, remote_machine
+from edgecomp.devices.faults import DroppedError, NoSpaceError, UnreachableError, last_lines
 from edgecomp.devices.ssh_connect import Connection, Login, resets
 from edgecomp.devices.transport import OnLine, with_signal
 from edgecomp.errors import DataError, DeviceError
@@ -102,7 +102,7 @@ class SshDevice:
             channel.shutdown_write()
             code = reader.until_exit(channel, timeout_s + remote.GRACE_S + 2)
         except TimeoutError:
-            raise self._too_long(argv, timeout_s) from None
+            raise remote_machine.too_long(self.name, argv, timeout_s) from None
         except _LOST as error:
             raise self._lost(f"while it ran {argv[0]}", error) from error
         finally:
@@ -112,7 +112,7 @@ class SshDevice:
                 self._end(remote.groups(reader.stderr)[0])
         stderr = remote.groups(reader.stderr)[1]
         if code == remote.TIMED_OUT or (code == 137 and reader.seconds >= timeout_s):
-            raise self._too_long(argv, timeout_s)
+            raise remote_machine.too_long(self.name, argv, timeout_s)
         return CommandResult(tuple(argv), with_signal(code), reader.stdout, stderr)
 
     def kill(self, group: int) -> None:
@@ -142,13 +142,7 @@ class SshDevice:
         return transport.open_session(timeout=15)
 
     def _shell(self, line: str, timeout_s: float = 60.0) -> CommandResult:
-        return self.run(["sh", "-c", line], timeout_s)
-
-    def _too_long(self, argv: Sequence[str], timeout_s: float) -> TookTooLongError:
-        return TookTooLongError(
-            f"{argv[0]} on device {self.name!r} took longer than {timeout_s:g} s and was killed there; "
-            "give it more time with --timeout, or fewer runs"
-        )
+        return remote_machine.shell(self, line, timeout_s)
 
     def _lost(self, when: str, error: BaseException) -> DroppedError:
         return DroppedError(
@@ -160,18 +154,18 @@ class SshDevice:
     # -- files
 
     def push(self, source: Path, destination: str) -> None:
-        if source.is_dir():
-            for file in sorted(p for p in source.rglob("*") if p.is_file()):
-                self.push(file, f"{destination}/{file.relative_to(source).as_posix()}")
-            return
+        for file, place in remote_machine.each_file(source, destination):
+            self._push_file(file, place)
+
+    def _push_file(self, source: Path, destination: str) -> None:
         digest, size = files.sha256(source), source.stat().st_size
-        if self._remote_hash(destination) == (size, digest):
+        if remote_machine.hash_of(self, destination) == (size, digest):
             return
         folder = str(PurePosixPath(destination).parent)
         self._make_room(folder, size)
         part = f"{destination}.{digest[:12]}.part"
         self._upload(source, part, size)
-        arrived = self._remote_hash(part)
+        arrived = remote_machine.hash_of(self, part)
         if arrived != (size, digest):
             free = self._free(folder)
             self._shell(remote.removing(part))
@@ -183,9 +177,6 @@ class SshDevice:
             )
         with self._sftp() as sftp:
             sftp.posix_rename(part, destination)
-
-    def _remote_hash(self, path: str) -> tuple[int, str] | None:
-        return remote.hashed(self._shell(remote.hashing(path)).stdout)
 
     def _make_room(self, folder: str, size: int) -> None:
         result = self._shell(f"mkdir -p {shlex.quote(folder)}")
@@ -247,7 +238,7 @@ class SshDevice:
             sftp.close()
 
     def pull(self, source: str, destination: Path) -> None:
-        found = self._remote_hash(source)
+        found = remote_machine.hash_of(self, source)
         if found is None:
             raise DeviceError(f"no file {source} on device {self.name!r}")
         try:
@@ -259,7 +250,7 @@ class SshDevice:
             raise self._lost(f"while {source} was fetched", error) from error
 
     def stage(self, source: Path) -> str:
-        path = f"{self.workdir}/files/{files.sha256(source)[:16]}/{source.name}"
+        path = remote_machine.staged_path(self.workdir, source)
         self.push(source, path)
         return path
 
@@ -267,12 +258,11 @@ class SshDevice:
 
     @property
     def runtime_folder(self) -> str:
-        """Where `devices setup` puts runtimes."""
-        return f"{self.workdir}/runtime"
+        return remote_machine.runtime_folder(self.workdir)
 
     def python(self) -> tuple[str, ...]:
         shown = [f"QEMU_CPU={self.cpu}"] if self.cpu else []
-        return ("env", *shown, f"PYTHONPATH={self.runtime_folder}", *shlex.split(self.interpreter))
+        return remote_machine.python_words(self.workdir, self.interpreter, *shown)
 
     def probe(self) -> dict[str, Any]:
         """What the machine tells of itself; with `cpu`, the processor that it is asked to show."""

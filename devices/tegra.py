@@ -8,18 +8,21 @@ VDD_IN 3500mW/3400mW`. A temperature of -256C is a sensor that is off.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import fmean
 
 # The rail that feeds the whole board, by module; the first that is there tells what an inference costs.
 TOTAL_RAILS = ("VDD_IN", "VIN_SYS_5V0", "POM_5V_IN", "VIN")
 
-# Volts and amperes of all INA3221 channels, readable without root: `label millivolts milliamperes`.
+# Volts and amperes of all INA3221 channels, readable without root: `label millivolts milliamperes`. JetPack 4
+# names them under iio and tells milliwatts alone, which are printed as milliamperes at one volt.
 INA_SCRIPT = """
 for d in /sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*; do for n in 1 2 3; do
   [ -r $d/in${n}_label ] && [ -r $d/curr${n}_input ] &&
   echo "$(cat $d/in${n}_label) $(cat $d/in${n}_input) $(cat $d/curr${n}_input)"; done; done
+for d in /sys/bus/i2c/drivers/ina3221x/*/iio:device*; do for n in 0 1 2; do
+  [ -r $d/rail_name_$n ] && [ -r $d/in_power${n}_input ] &&
+  echo "$(cat $d/rail_name_$n) 1000 $(cat $d/in_power${n}_input)"; done; done
 """
 
 
@@ -74,22 +77,15 @@ def rails(line: str) -> dict[str, int]:
     return {name: int(now) for name, now, _ in found}
 
 
-def total_rail(samples: Sequence[Sample]) -> str | None:
-    names = {name for sample in samples for name in sample.milliwatts}
-    return next((rail for rail in TOTAL_RAILS if rail in names), None)
-
-
-def mean_milliwatts(samples: Sequence[Sample]) -> float | None:
-    """Mean power of the whole board while the samples were taken; None when no total rail is told."""
-    rail = total_rail(samples)
-    values = [sample.milliwatts[rail] for sample in samples if rail in sample.milliwatts] if rail else []
-    return fmean(values) if values else None
-
-
 def ina3221(text: str) -> dict[str, float]:
     """`VDD_IN 5040 700` (mV, mA) -> {"VDD_IN": 3528.0} milliwatts; lines that are no reading are left out."""
     rows = re.findall(r"^(\S.*?) (\d+) (\d+)$", text, re.M)
     return {label: int(millivolts) * int(milliamperes) / 1000 for label, millivolts, milliamperes in rows}
+
+
+def total_milliwatts(power: Mapping[str, float]) -> float | None:
+    """What feeds the whole board, of the powers of single rails; None when no total rail is among them."""
+    return next((power[rail] for rail in TOTAL_RAILS if rail in power), None)
 
 
 def power_mode(text: str) -> str | None:

@@ -188,16 +188,11 @@ def open_devices(names: Sequence[str], inventory: Path | None = None) -> list[An
 def profiles(path: Path, devices: Sequence[Any], entry: ProfileEntry) -> list[dict[str, Any]]:
     """Profile one artifact on each device, one after another."""
     profile = registry.load("profiling", "profile")
+    how = registry.load("profiling", "settings")(
+        threads=entry.threads, runs=entry.runs, seconds=entry.seconds, warmup_seconds=entry.warmup_seconds
+    )
     found = []
     for device in devices:
         progress.note(f"profiling {path.name} on {device.name}")
-        facts = profile(
-            device,
-            path,
-            threads=entry.threads,
-            runs=entry.runs,
-            seconds=entry.seconds,
-            warmup_seconds=entry.warmup_seconds,
-        )
-        found.append(facts)
+        found.append(profile(device, path, how))
     return found

@@ -69,25 +69,19 @@ def command(
     """
     if bool(artifacts) == bool(compare):
         raise InputError("give artifacts to profile, or --compare A B: one of the two")
-    common = {
-        "threads": threads,
-        "runs": runs,
-        "seconds": seconds,
-        "warmup_seconds": warmup,
-        "runtime": runtime,
-        "accelerator": accelerator,
-        "pin": cores(pin),
-        "timeout_s": timeout,
-    }
+    how = registry.load("profiling", "settings")(
+        threads=threads, runs=runs, seconds=seconds, warmup_seconds=warmup,
+        runtime=runtime, accelerator=accelerator, pin=cores(pin), timeout_s=timeout,
+    )  # fmt: skip
     opened = open_devices(devices, inventory)
     try:
         if compare:
-            facts = each(opened, lambda device: [compared(device, compare, common)])
+            facts = each(opened, lambda device: [compared(device, compare, how)])
             whole = {"comparisons": facts[0], "failures": facts[1]}
             show(facts[0][0] if len(opened) == 1 else whole, json_path, lambda _: comparison_table(facts[0]))
         else:
-            common |= {"inputs": inputs, "sustain_s": span(sustain), "instructions": instructions}
-            facts = each(opened, lambda device: profiled(device, artifacts, common))
+            more = {"inputs": inputs, "sustain_s": span(sustain), "instructions": instructions}
+            facts = each(opened, lambda device: profiled(device, artifacts, how, more))
             registry.load("profiling", "flag-slow-int8")(facts[0])
             one = len(artifacts) == len(opened) == 1
             whole = {"profiles": facts[0], "failures": facts[1]}
@@ -152,18 +146,20 @@ def each(devices: list[Any], work: Any) -> tuple[list[dict[str, Any]], list[dict
     return results, failures
 
 
-def profiled(device: Any, artifacts: tuple[Path, ...], settings: dict[str, Any]) -> list[dict[str, Any]]:
+def profiled(
+    device: Any, artifacts: tuple[Path, ...], how: Any, more: dict[str, Any]
+) -> list[dict[str, Any]]:
     profile = registry.load("profiling", "profile")
     found = []
     for artifact in artifacts:
         progress.note(f"{device.name}: {artifact}")
-        found.append(profile(device, artifact, **settings))
+        found.append(profile(device, artifact, how, **more))
     return found
 
 
-def compared(device: Any, pair: tuple[Path, Path], settings: dict[str, Any]) -> dict[str, Any]:
+def compared(device: Any, pair: tuple[Path, Path], how: Any) -> dict[str, Any]:
     progress.note(f"{device.name}: {pair[0]} and {pair[1]} in turns")
-    result: dict[str, Any] = registry.load("profiling", "compare")(device, *pair, **settings)
+    result: dict[str, Any] = registry.load("profiling", "compare")(device, *pair, how)
     return result
 
 

@@ -40,6 +40,9 @@ def test_status_battery_and_memory() -> None:
     assert android.battery_celsius(BATTERY) == 30.5
     assert android.total_pss_bytes("           TOTAL PSS:    12345            TOTAL RSS:  2") == 12345 * 1024
     assert android.total_pss_bytes("          TOTAL     2048     100") == 2048 * 1024
+    status = "Name:\tx\nVmHWM:\t    5000 kB\nVmSwap:\t       0 kB\n"
+    assert android.peak_rss_bytes(status) == 5000 * 1024 and android.peak_rss_bytes("") is None
+    assert android.swapped_bytes(status) == 0 and android.swapped_bytes("") is None
 
 
 def test_the_state_has_the_agent_s_keys_and_health_reads_it() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from edgecomp.devices import tegra, trtexec
+from edgecomp.devices import jetson_power, tegra, trtexec
 from edgecomp.devices.faults import OutputFormError
 from edgecomp.devices.host import Request
+from edgecomp.errors import DeviceError
 
 TENSORRT_10 = """&&&& RUNNING TensorRT.trtexec [TensorRT v100300] [b26] # trtexec --loadEngine=m.engine
 [11/24/2026-10:00:00] [I] === Performance summary ===
@@ -141,11 +143,25 @@ def test_lines_that_are_no_sample(line: str) -> None:
     assert tegra.parse_line(line) is None
 
 
-def test_board_power_is_the_mean_of_its_rail() -> None:
-    samples = [tegra.Sample(milliwatts={"VDD_IN": mw, "VDD_SOC": 1}) for mw in (4000, 5000)]
-    assert tegra.mean_milliwatts(samples) == 4500
-    assert tegra.mean_milliwatts([tegra.Sample(milliwatts={"GPU": 3})]) is None
-    assert tegra.mean_milliwatts([]) is None
+def test_board_power_is_that_of_the_rail_that_feeds_it() -> None:
+    assert tegra.total_milliwatts({"VDD_SOC": 1.0, "VDD_IN": 4000.0}) == 4000
+    assert tegra.total_milliwatts({"GPU": 3.0}) is None and tegra.total_milliwatts({}) is None
+
+
+def test_mean_power_is_of_the_readings_between_two_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["RAM 1/2MB VDD_IN 4000mW/1mW", "RAM 1/2MB GPU 7mW/1mW", "noise", "RAM 1/2MB VDD_IN 6000mW/1mW"]
+
+    class Board:
+        def run(self, argv: list[str], timeout_s: float, on_line: Callable[[str], None]) -> None:
+            for at, line in enumerate(lines):
+                monkeypatch.setattr(jetson_power.time, "monotonic", lambda at=at: float(at))
+                on_line(line)
+            raise DeviceError("gone")
+
+    watch = jetson_power.PowerWatch(Board(), "/usr/bin")
+    watch.stop()
+    assert watch.readings == [(0.0, 4000.0), (3.0, 6000.0)]
+    assert watch.mean() == 5000 and watch.mean(1.0, 4.0) == 6000 and watch.mean(7.0, 9.0) is None
 
 
 def test_ina3221_and_power_mode() -> None:

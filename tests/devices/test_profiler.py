@@ -12,6 +12,7 @@ import pytest
 from edgecomp import files, manifest
 from edgecomp.devices import faults, profiler
 from edgecomp.devices.fake import FakeDevice
+from edgecomp.devices.host import Settings
 from edgecomp.devices.local import LocalDevice
 from edgecomp.errors import ArtifactError, DataError, DeviceError, InputError, MissingError
 from edgecomp.spec import Artifact, TensorSpec
@@ -61,7 +62,7 @@ def events(samples: list[float], **after: Any) -> list[dict[str, Any]]:
 
 def test_all_keys_of_the_contract_from_real_runs(tiny_onnx: Path, tiny_tflite: Path) -> None:
     for artifact in (tiny_onnx, tiny_tflite):
-        p = profiler.profile(LocalDevice(), artifact, seconds=0.05)
+        p = profiler.profile(LocalDevice(), artifact, Settings(seconds=0.05))
         assert p.keys() >= KEYS
         assert p["device"].keys() >= {"name", "kind", "model", "isa", "os", "governor", "emulated"}
         assert p["runtime"].keys() == {"name", "version", "accelerator"}
@@ -115,7 +116,7 @@ def test_bad_artifacts_are_found_before_the_work(tmp_path: Path) -> None:
 
 def test_settings_are_checked(tiny_onnx: Path) -> None:
     with pytest.raises(InputError, match="threads is 0"):
-        profiler.profile(FakeDevice(), tiny_onnx, threads=0)
+        profiler.profile(FakeDevice(), tiny_onnx, Settings(threads=0))
     with pytest.raises(InputError, match="cannot count instructions"):
         profiler.profile(FakeDevice(events=events([1.0])), tiny_onnx, instructions=True)
 
@@ -164,7 +165,7 @@ def test_a_model_that_crashes_its_runtime_names_the_signal(tmp_path: Path, tiny_
 
 
 def test_comparison_of_two_formats(tiny_onnx: Path, tiny_tflite: Path) -> None:
-    c = profiler.compare(LocalDevice(), tiny_onnx, tiny_tflite, seconds=0.1)
+    c = profiler.compare(LocalDevice(), tiny_onnx, tiny_tflite, Settings(seconds=0.1))
     assert c["faster"] == "b" and c["ratio"] < 1 and c["ci95"][1] < 1
     assert len(c["a"]["latency_ms"]["samples"]) == len(c["b"]["latency_ms"]["samples"])
 
@@ -172,7 +173,7 @@ def test_comparison_of_two_formats(tiny_onnx: Path, tiny_tflite: Path) -> None:
 def test_a_copy_of_a_file_is_not_much_faster_than_itself(tiny_onnx: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(tiny_onnx.read_bytes())
-    c = profiler.compare(LocalDevice(), tiny_onnx, copy, seconds=0.3)
+    c = profiler.compare(LocalDevice(), tiny_onnx, copy, Settings(seconds=0.3))
     assert 0.5 < c["ratio"] < 2.0
     assert (c["faster"] is None) == (c["ci95"][0] <= 1 <= c["ci95"][1])
 
@@ -240,4 +241,6 @@ def test_the_golden_sample_is_the_input_in_the_artifact_s_own_layout(tmp_path: P
 
 def test_stored_inputs_are_used(tiny_onnx: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "in.npz", x=np.ones((1, 32), np.float32))
-    assert profiler.profile(LocalDevice(), tiny_onnx, inputs=tmp_path / "in.npz", seconds=0)["latency_ms"]
+    assert profiler.profile(LocalDevice(), tiny_onnx, Settings(seconds=0), inputs=tmp_path / "in.npz")[
+        "latency_ms"
+    ]

@@ -239,6 +239,27 @@ def test_a_replayed_benchmark_model_is_run_and_read(phone: Make, tmp_path: Path)
     assert (found.init_ms, found.first_ms) == (15.21, 1.9)
 
 
+DUMPSYS = """#!/bin/sh
+[ "$1" = meminfo ] && [ -d /proc/$2 ] && echo "           TOTAL PSS:    12345            TOTAL RSS:    20000"
+"""
+
+
+@pytest.mark.parametrize("network", ["bundled"], indirect=True)
+def test_the_runner_s_memory_is_asked_of_kernel_and_dumpsys(phone: Make, tmp_path: Path) -> None:
+    runner = tmp_path / "benchmark_model"
+    runner.write_text(REPLAY + "sleep 3\n")
+    (tmp_path / "dumpsys").write_text(DUMPSYS)
+    device = phone(runner=runner)
+    device.push(tmp_path / "dumpsys", "/usr/local/bin/dumpsys")
+    device.run(["chmod", "755", "/usr/local/bin/dumpsys"], 20)
+    try:
+        found = device.measure(Request(write_tflite(tmp_path / "m.tflite")))[0]
+    finally:
+        device.run(["rm", "/usr/local/bin/dumpsys"], 20)
+    assert found.pss_bytes == 12345 * 1024
+    assert found.peak_rss_bytes is not None and found.peak_rss_bytes > 100_000, "a shell's VmHWM"
+
+
 @pytest.mark.parametrize("network", ["bundled"], indirect=True)
 def test_a_runner_that_fails_says_why(phone: Make, tmp_path: Path) -> None:
     runner = tmp_path / "benchmark_model"

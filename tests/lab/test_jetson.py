@@ -13,9 +13,10 @@ from edgecomp.devices import faults, profiler
 from edgecomp.devices.host import Request
 from edgecomp.devices.jetson import JetsonDevice
 from edgecomp.devices.ssh_connect import Login
+from edgecomp.errors import DeviceError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "devices"))
-from tiny_artifacts import write_onnx
+from tiny_artifacts import write_onnx, write_tflite
 
 TRTEXEC = """#!/bin/sh
 echo "&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # trtexec $*"
@@ -74,6 +75,45 @@ def test_an_engine_is_built_once_and_timed(jetson: JetsonDevice, tmp_path: Path)
     calls = jetson.run(["cat", "/root/calls"], 20).stdout
     assert calls.count("--saveEngine") == 1 and calls.count("--loadEngine") == 2
     assert "--int8" in calls and "--skipInference" in calls
+
+
+INA = "/sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon3"
+
+
+def test_energy_comes_from_the_ina3221_where_tegrastats_is_silent(
+    jetson: JetsonDevice, tmp_path: Path
+) -> None:
+    readings = {"in1_label": "VDD_IN", "in1_input": "5000", "curr1_input": "800"}
+    writing = [f"echo {value} > {INA}/{name}" for name, value in readings.items()]
+    jetson.run(["sh", "-c", "; ".join(["rm /root/bin/tegrastats", f"mkdir -p {INA}", *writing])], 20)
+    try:
+        request = Request(write_tflite(tmp_path / "m.tflite"), seconds=3.0)
+        found = jetson.measure(request)[0]
+    finally:
+        jetson.run(["rm", "-rf", "/sys/bus/i2c"], 20)
+    mean_ms = sum(found.samples_ms) / len(found.samples_ms)
+    assert found.runtime["name"] == "ai_edge_litert"
+    assert found.energy_mj == pytest.approx(4.0 * mean_ms), "5 V and 0.8 A are 4 W"
+
+
+CLOCKS = """#!/bin/sh
+echo "$*" | sed 's/ .*//' >> /root/clock-calls
+[ -f /root/fail-clocks ] && { echo "cannot open store" >&2; exit 1; }
+exit 0
+"""
+
+
+def test_clocks_are_locked_for_a_run_and_given_back(jetson: JetsonDevice, tmp_path: Path) -> None:
+    (tmp_path / "jetson_clocks").write_text(CLOCKS)
+    jetson.push(tmp_path / "jetson_clocks", "/root/bin/jetson_clocks")
+    jetson.run(["sh", "-c", "chmod 755 /root/bin/*; rm -f /root/clock-calls /root/fail-clocks"], 20)
+    request = Request(write_onnx(tmp_path / "m.onnx"), warmup_seconds=0.5)
+    jetson.clocks = True
+    assert jetson.measure(request)[0].notes == ("clocks locked by jetson_clocks",)
+    assert jetson.run(["cat", "/root/clock-calls"], 20).stdout == "--store\n\n--restore\n"
+    jetson.run(["touch", "/root/fail-clocks"], 20)
+    with pytest.raises(DeviceError, match=r"could not be locked.*cannot open store"):
+        jetson.measure(request)
 
 
 def test_a_file_that_tensorrt_refuses_leaves_no_engine(jetson: JetsonDevice, tmp_path: Path) -> None:

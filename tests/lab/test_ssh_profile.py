@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from edgecomp.cli import devices as devices_command
 from edgecomp.cli import profile as profile_command
 from edgecomp.devices import checkup, faults, profiler
+from edgecomp.devices.host import Settings
 from edgecomp.devices.ssh import SshDevice
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "devices"))
@@ -94,7 +95,7 @@ def test_a_hung_runner_is_ended(ssh: Make, artifacts: dict[str, Path], board: ma
     hanging = 'case "$1" in *agent.py) exec sleep 300;; esac; exec python3 "$@"'
     device.python = lambda: ("sh", "-c", hanging, "sh")  # type: ignore[method-assign]
     with pytest.raises(faults.TookTooLongError):
-        profiler.profile(device, artifacts["onnx"], timeout_s=2)
+        profiler.profile(device, artifacts["onnx"], Settings(timeout_s=2))
     assert board.processes() == []
 
 
