@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgecomp import pipeline_export as exporting
-from edgecomp import progress
+from edgecomp import progress, trial
 from edgecomp.compress.macs import count_macs
 from edgecomp.compress.prune import PruneChannels, example_inputs
 from edgecomp.compress.prune_scores import Criterion
-from edgecomp.compress.ptq import Quantize
 from edgecomp.errors import ModelError, RecipeError
 from edgecomp.files import size_bytes
 from edgecomp.recipe import ProfileEntry
@@ -95,14 +94,7 @@ class PruneToBudget:
         entry = ProfileEntry(devices=(self.device,), threads=self.threads)
 
         def measured(candidate: Candidate) -> float:
-            exporter = exporting.make_exporter(self.target, {})
-            each = exporting.wanted(self.target, exporter, candidate)
-            if each.quantized:
-                candidate = Quantize(samples=16, activation_bits=exporting.bits_for(self.target))(
-                    candidate, data
-                )
-            path = exporting.path_for(folder, self.target, exporter)
-            exporter.export(candidate, data, path)
+            path = trial.write(candidate, data, self.target, folder)
             if self.latency_ms is None:
                 return float(size_bytes(path))
             latency = exporting.profiles(path, devices, entry)[0]["latency_ms"]

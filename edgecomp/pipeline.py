@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from edgecomp import checkpoint, files, ledger, models, progress, registry
+from edgecomp import checkpoint, files, ledger, models, progress, registry, trial
 from edgecomp import pipeline_export as exporting
 from edgecomp import pipeline_steps as stepping
 from edgecomp.compress import interim, parallel
@@ -25,6 +25,7 @@ from edgecomp.errors import (
     RecipeError,
 )
 from edgecomp.meter import Meter
+from edgecomp.parity import gates as gating
 from edgecomp.pipeline_data import open_roles
 from edgecomp.pipeline_export import Candidates, Wanted
 from edgecomp.pipeline_layers import layer_noise
@@ -278,7 +279,7 @@ def _step(state: Run, index: int, entry: StepEntry) -> None:
     found = _evaluated(state, candidate)
     row = _row(state, entry.name, candidate.history[-1], candidate, found, meter)
     drops = {"drop": state.start.drop(found.value), "drop_previous": _drop_previous(state, found)}
-    row["gates"] = stepping.judge(entry.gates, row, drops)
+    row["gates"] = [*stepping.judge(entry.gates, row, drops), *_on_devices(state, entry, candidate)]
     row["passed"] = all(g["passed"] for g in row["gates"]) if row["gates"] else None
     row["rolled_back"] = row["passed"] is False and entry.on_failure == "rollback"
     if row["rolled_back"]:
@@ -295,6 +296,16 @@ def _step(state: Run, index: int, entry: StepEntry) -> None:
     if row["passed"] is False and entry.on_failure == "stop":
         failed = next(g for g in row["gates"] if not g["passed"])
         raise GateFailed(f"step {entry.name!r} did not pass its gate {failed['expr']!r}: {failed['reason']}")
+
+
+def _on_devices(state: Run, entry: StepEntry, candidate: Candidate) -> list[dict[str, Any]]:
+    """A step's gates on latency and the like: the candidate as the first export would run, for trial."""
+    gates = [g for g in gating.parse_all(entry.gates) if g.profiled]
+    recipe = state.document.recipe
+    if not gates or recipe.profile is None or parallel.rank() != 0:
+        return []
+    target = recipe.exports[0].target
+    return trial.judge(gates, trial.profiles(candidate, state.data, target, state.devices, recipe.profile))
 
 
 def _forget(state: Run, *folders: Path) -> None:
@@ -357,18 +368,20 @@ def _artifact(state: Run, each: Wanted) -> dict[str, Any]:
     compared = None
     if recipe.parity:
         metric = stepping.metric_named(recipe.metric)
-        gates = recipe.gates_of(each.target)
+        gates = [g for g in recipe.gates_of(each.target) if not gating.parse(g).profiled]
         layers = (lambda: _layers(state)) if each.quantized else None
         compared = exporting.parity(artifact, state.candidates, source, metric, gates, layers)
     measured = []
     if recipe.profile is not None:
         for device in state.devices:
             measured += _profiled(state, artifact.path, device)
+    timed = [g for g in gating.parse_all(recipe.gates_of(each.target)) if g.profiled]
     return {
         "path": artifact.path.relative_to(state.out).as_posix(),
         "manifest": exporting.manifest.to_json(artifact),
         "parity": compared,
         "profiles": measured,
+        "gates": trial.judge(timed, measured),
     }
 
 
@@ -405,7 +418,8 @@ def _verdict(facts: Mapping[str, Any], stopped: str | None) -> dict[str, Any]:
     """`passed`: None without any gate; `text`: one sentence."""
     gates = [(s["name"], g) for s in facts["steps"] if not s["rolled_back"] for g in s["gates"]]
     for artifact in facts["artifacts"]:
-        gates += [(artifact["manifest"]["target"], g) for g in (artifact["parity"] or {}).get("gates", [])]
+        found = [*(artifact["parity"] or {}).get("gates", []), *artifact.get("gates", [])]
+        gates += [(artifact["manifest"]["target"], g) for g in found]
     failed = [f"{where}: {g['reason']}" for where, g in gates if not g["passed"]]
     if stopped is not None:
         return {"passed": False, "text": stopped}

@@ -163,7 +163,8 @@ def _macs(candidate: Candidate) -> int | None:
 def judge(
     gates: Sequence[str], facts: Mapping[str, Any], drops: Mapping[str, float | None]
 ) -> list[dict[str, Any]]:
-    """Gates of a step. Names: the metric, `drop`, `drop_previous`, params, macs, size_bytes, seconds."""
+    """Gates of a step but those on a profile. Names: the metric, `drop`, `drop_previous`, params, macs,
+    size_bytes, seconds."""
     numbers = {k: v for k, v in facts.items() if isinstance(v, int | float) or v is None}
     known = {**numbers, **facts["metrics"], **drops}
-    return [gate.check(known) for gate in gating.parse_all(gates)]
+    return [gate.check(known) for gate in gating.parse_all(gates) if not gate.profiled]

@@ -13,16 +13,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from edgecomp import registry
+from edgecomp import recipe_gates, registry
 from edgecomp.errors import EdgecompError, MissingError, RecipeError
 from edgecomp.parity import gates as gating
 from edgecomp.parity.metric_named import by_name
+from edgecomp.recipe_gates import Gates
 from edgecomp.spec import Preprocessing
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -45,7 +46,6 @@ def _with_line() -> Iterator[None]:
         raise _Refused(error) from error
 
 
-Gates = Annotated[tuple[str, ...], Field(description="Conditions such as 'drop <= 0.01', 'size_bytes < 2MB'")]
 OnFailure = Literal["stop", "rollback", "continue"]
 
 
@@ -177,6 +177,27 @@ class Recipe(BaseModel):
     profile: ProfileEntry | None = ProfileEntry()
     search: SearchEntry | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _all_gates(cls, value: Any) -> Any:
+        """`gates: {max_drop: 0.01}` holds for all artifacts."""
+        if isinstance(value, dict) and isinstance(value.get("gates"), dict):
+            return {**value, "gates": recipe_gates.by_target(value["gates"])}
+        return value
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Recipe:
+        """Gates on a profile name a device that the recipe profiles on."""
+        named = [self.gates] if isinstance(self.gates, tuple) else list(self.gates.values())
+        with _with_line():
+            recipe_gates.check_devices(
+                [e for exprs in named for e in exprs],
+                [e for step in self.steps for e in step.gates],
+                self.profile.devices if self.profile else (),
+                bool(self.exports),
+            )
+        return self
+
     def gates_of(self, target: str) -> tuple[str, ...]:
         """Conditions on one target's artifact: those of all, and its own."""
         if isinstance(self.gates, tuple):
@@ -196,7 +217,7 @@ class Recipe(BaseModel):
     def _readable(cls, value: Any) -> Any:
         with _with_line():
             for name, exprs in value.items() if isinstance(value, dict) else [("all", value)]:
-                gating.check_names(exprs)
+                gating.check_names(exprs, profiled=True)
                 if name != "all":
                     registry.entry("exporters", name)
         return value

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgecomp import budget
+from edgecomp import trial
 from edgecomp import pipeline_export as exporting
 from edgecomp.budget import PruneToBudget
 from edgecomp.compress.macs import count_macs
@@ -51,7 +51,7 @@ def test_latency_is_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None
     asked: list[Any] = []
     start = candidate()
     made: dict[str, int] = {}
-    original = budget.Quantize.__call__
+    original = trial.Quantize.__call__
 
     def noting(self: Any, module: Candidate, data: Data) -> Candidate:
         made["macs"] = count_macs(module.module, (torch.zeros(1, 1, 8, 8),))
@@ -61,7 +61,7 @@ def test_latency_is_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None
         asked.append((path.suffix, path.exists(), entry.threads))
         return [{"latency_ms": {"p50": made["macs"] / 1e5}}]
 
-    monkeypatch.setattr(budget.Quantize, "__call__", noting)
+    monkeypatch.setattr(trial.Quantize, "__call__", noting)
     monkeypatch.setattr(exporting, "profiles", profiles)
     step = PruneToBudget(target="tflite-int8", latency_ms=3.0, threads=2, round_to=1)
     result = step(start, Data(calibration=Noise()))

@@ -105,7 +105,7 @@ def artifacts_table(artifacts: list[dict[str, Any]]) -> Table:
         parity = entry["parity"] or {}
         metric = parity.get("metric") or {}
         latency: Mapping[str, Any] = next((p["latency_ms"] for p in entry["profiles"] if p["latency_ms"]), {})
-        gates = parity.get("gates", [])
+        gates = [*parity.get("gates", []), *entry.get("gates", [])]
         table.add_row(
             entry["path"],
             number(entry["manifest"]["size_bytes"], ","),
@@ -114,7 +114,7 @@ def artifacts_table(artifacts: list[dict[str, Any]]) -> Table:
             number(parity.get("top1_agreement"), ".4f"),
             number(parity.get("sqnr_db"), ".1f"),
             number(latency.get("p50"), ".3f"),
-            ("passed" if parity["passed"] else "FAILED") if gates else "",
+            ("passed" if all(g["passed"] for g in gates) else "FAILED") if gates else "",
         )
     return table
 

@@ -142,10 +142,11 @@ def figures(seen: Observations, name: str) -> dict[str, Any]:
         "top1_agreement": None,
         **worst(seen.outputs[name]),
         "metric": None,
+        "drop": None,
         "flips": {"negative": None, "positive": None, "p_value": None},
         "calibration": None,
         "outputs": [facts_of(t) for t in seen.outputs[name]],
-        "intervals": {"top1_agreement": None, "metric.delta": None},
+        "intervals": {"top1_agreement": None, "metric.delta": None, "drop": None},
         "shares": ["top1_agreement"],
     }
     if predicted[0] is not None and predicted[1] is not None:
@@ -156,7 +157,7 @@ def figures(seen: Observations, name: str) -> dict[str, Any]:
     if measured is not None:
         facts |= metric_figures(*measured, facts["intervals"])
         if measured[0].binary:
-            facts["shares"].append("metric.delta")
+            facts["shares"] += ["metric.delta", "drop"]
     facts["calibration"] = calibration(seen, name)
     return facts
 
@@ -167,7 +168,10 @@ def metric_figures(
     values = metric.value(reference), metric.value(test)
     ends = tasks.difference_interval(metric, reference, test)
     intervals["metric.delta"] = ends
+    sign = -1.0 if metric.higher_is_better else 1.0
+    intervals["drop"] = None if ends is None else tuple(sorted(sign * e for e in ends))
     facts: dict[str, Any] = {
+        "drop": sign * (values[1] - values[0]),
         "metric": {
             "name": metric.name,
             "reference": values[0],

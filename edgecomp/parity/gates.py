@@ -1,11 +1,13 @@
-"""Gates: `top1_agreement >= 0.98`, `sqnr_db > 20`, `metric.delta.low >= -0.01`, `size_bytes < 2MB`.
+"""Gates: `top1_agreement >= 0.98`, `drop <= 0.01`, `metric.delta.low >= -0.01`, `size < 2MB`.
 
-    EXPR   = NAME OP NUMBER [UNIT]
+    EXPR   = NAME OP NUMBER [UNIT] [on DEVICE]
     NAME   = a key of the parity entry, dots between levels: metric.delta, flips.negative,
              optimized.sqnr_db; then .low or .high for the end of its 95 % interval, or .point
     OP     = >= | > | <= | < | == | !=
-    UNIT   = % | dB | B | kB | MB | GB | KiB | MiB | GiB
+    UNIT   = % | dB | B | kB | MB | GB | KiB | MiB | GiB | ms | us
+    DEVICE = where a figure of a profile was measured: latency_p50 < 12ms on pi5
 
+`size` is short for `size_bytes`, `latency` for `latency_p50`.
 A share or a difference of shares counts as passed only when there are enough samples for a verdict: as many
 as a flawless result would need for its interval to exclude the bound. `.point` waives that.
 """
@@ -24,7 +26,8 @@ from edgecomp.numerics.metrics import Z95
 
 _EXPR = re.compile(
     r"\s*(?P<name>[A-Za-z_][\w.\-/]*)\s*(?P<op>>=|<=|==|!=|>|<)\s*"
-    r"(?P<number>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)\s*(?P<unit>%|[A-Za-z]+)?\s*"
+    r"(?P<number>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)\s*(?P<unit>%|(?!on\s)[A-Za-z]+)?"
+    r"(\s+on\s+(?P<device>\S+))?\s*"
 )
 _OPS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -44,7 +47,10 @@ _UNITS = {
     "KiB": 2.0**10,
     "MiB": 2.0**20,
     "GiB": 2.0**30,
+    "ms": 1.0,
+    "us": 1e-3,
 }
+_SHORT = {"size": "size_bytes", "latency": "latency_p50"}
 _ENDS = {"low": 0, "high": 1}
 
 
@@ -52,6 +58,7 @@ ARTIFACT_FIGURES = (
     "calibration",
     "cosine",
     "devices",
+    "drop",
     "flips",
     "gaps",
     "max_abs_error",
@@ -65,17 +72,36 @@ ARTIFACT_FIGURES = (
     "worst_slice",
 )
 """First words of everything that a gate of an artifact can name."""
+PROFILE_FIGURES = (
+    *(f"latency_{name}" for name in ("min", "mean", "p50", "p90", "p95", "p99", "max")),
+    "energy_mj",
+    "first_ms",
+    "init_ms",
+    "load_rss_bytes",
+    "peak_rss_bytes",
+    "throughput_per_s",
+)
+"""What a gate can name of a profile; latencies in milliseconds."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One condition. `end`: the end of the interval that is looked at, "point", or "" (point, guarded)."""
+    """One condition. `end`: the end of the interval that is looked at, "point", or "" (point, guarded).
+
+    `device`: the name after `on`, or None.
+    """
 
     expr: str
     name: str
     end: str
     op: str
     bound: float
+    device: str | None = None
+
+    @property
+    def profiled(self) -> bool:
+        """True for a figure of a profile, which is known only once the artifact has run on a device."""
+        return self.name in PROFILE_FIGURES
 
     def check(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """`expr`, `value`, `passed`, `reason` (None when it passed). Raises UnknownNameError, InputError.
@@ -116,7 +142,8 @@ class Gate:
         if self.end or self.name not in facts.get("shares", ()):
             return 0
         margin = abs(self.bound) if "delta" in self.name or "drop" in self.name else 1 - self.bound
-        if self.op not in (">=", ">") or not 0 < margin < 1:
+        towards = ("<=", "<") if self.name == "drop" else (">=", ">")
+        if self.op not in towards or not 0 < margin < 1:
             return 0
         return math.ceil(Z95 * Z95 * (1 - margin) / margin)
 
@@ -136,19 +163,29 @@ def parse(expr: str) -> Gate:
     if not name or end not in (*_ENDS, "point"):
         name, end = match["name"], ""
     bound = float(match["number"]) * (_UNITS[unit] if unit else 1.0)
-    return Gate(expr.strip(), name, end, match["op"], bound)
+    gate = Gate(expr.strip(), _SHORT.get(name, name), end, match["op"], bound, match["device"])
+    if gate.device is not None and not gate.profiled:
+        raise InputError(
+            f"gate {expr!r} names a device, and {name} is no figure of a profile; expected one of "
+            f"{', '.join(PROFILE_FIGURES)}"
+        )
+    return gate
 
 
 def parse_all(exprs: Sequence[str]) -> list[Gate]:
     return [parse(e) for e in exprs]
 
 
-def check_names(exprs: Sequence[str]) -> None:
-    """Read gates of an artifact before any work; UnknownNameError for a figure that parity does not have."""
+def check_names(exprs: Sequence[str], profiled: bool = False) -> None:
+    """Read gates of an artifact before any work; UnknownNameError for a figure that is not to be had.
+
+    `profiled`: the artifact will be profiled too, so that figures of that can be named.
+    """
+    known = (*ARTIFACT_FIGURES, *PROFILE_FIGURES) if profiled else ARTIFACT_FIGURES
     for gate in parse_all(exprs):
         first = gate.name.split(".")[0]
-        if first not in ARTIFACT_FIGURES:
-            raise UnknownNameError("gate value", first, ARTIFACT_FIGURES)
+        if first not in known:
+            raise UnknownNameError("gate value", first, known)
 
 
 def lookup(facts: Mapping[str, Any], name: str) -> float | None:

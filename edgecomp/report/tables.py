@@ -133,7 +133,7 @@ def _artifact(row: Mapping[str, Any], float_bytes: float | None) -> tuple[Cell, 
     ratio = figures.times(float_bytes, size_of(row))
     ends = figures.interval(name, at(parity, "metric", "ci95"))
     p90 = at(profile, "latency_ms", "p90")
-    gates = parity.get("gates") or []
+    gates = [*(parity.get("gates") or []), *(row.get("gates") or [])]
     held = sum(bool(g.get("passed")) for g in gates)
     return (
         Cell(name_of(row), note=file_of(row)),
@@ -158,7 +158,7 @@ def gates(ledger: Mapping[str, Any]) -> Table:
     found = [
         (name_of(artifact), gate)
         for artifact in ledger.get("artifacts") or []
-        for gate in at(artifact, "parity", "gates") or []
+        for gate in [*(at(artifact, "parity", "gates") or []), *(artifact.get("gates") or [])]
     ]
     found += [(str(s.get("name")), gate) for s in ledger.get("steps") or [] for gate in s.get("gates") or []]
     rows = tuple(

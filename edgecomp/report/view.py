@@ -119,7 +119,9 @@ def verdict(ledger: Mapping[str, Any]) -> Verdict:
     told = ledger.get("verdict")
     steps = [s for s in ledger.get("steps") or [] if not s.get("rolled_back")]
     found = [
-        (tables.name_of(a), g) for a in ledger.get("artifacts") or [] for g in at(a, "parity", "gates") or []
+        (tables.name_of(a), g)
+        for a in ledger.get("artifacts") or []
+        for g in [*(at(a, "parity", "gates") or []), *(a.get("gates") or [])]
     ]
     found += [(str(s.get("name")), g) for s in steps for g in s.get("gates") or []]
     failed = tuple(
