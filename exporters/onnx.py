@@ -7,6 +7,7 @@ scales are the plan's, the opset is an old one, and the bytes depend on the cand
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class OnnxExporter:
                 Problem("quantize", "", "the model has no quantization plan: quantize it first (--calib SRC)")
             ]
         found = []
-        for node in _captured(candidate).graph.nodes:
+        for node in captured(candidate).graph.nodes:
             if node.op == "call_function" and node.target not in OPS:
                 found.append(Problem(str(node.target), node.meta.get("module", ""), "no ONNX lowering"))
         return found
@@ -78,13 +79,13 @@ class OnnxExporter:
         if problems:
             listed = "; ".join(f"{p.op} in {p.module or 'the model'}: {p.reason}" for p in problems[:5])
             raise UnsupportedOpError(f"{self.target} cannot be exported: {listed}")
-        graph_module = _captured(candidate)
+        graph_module = captured(candidate)
         plan = candidate.quantization if self.target == "onnx-qdq" else None
-        inputs, outputs = self._ends(candidate, graph_module)
+        inputs, outputs = ends(candidate, graph_module, self.output_names)
         blocks, notes = self._blocks(candidate, graph_module)
         draft = manifest.draft(
             candidate, data, path=out, target=self.target, inputs=inputs, outputs=outputs,
-            skipped=[*_skipped(graph_module, plan), *notes], made_with=("onnx",),
+            skipped=[*skipped(graph_module, plan), *notes], made_with=("onnx",),
         )  # fmt: skip
         dynamic = onnx_dynamic.stored_weights(graph_module) if self.target == "onnx-dynamic" else {}
         lowering = (
@@ -92,12 +93,7 @@ class OnnxExporter:
             if blocks
             else Lowering(graph_module, plan or _EMPTY, dynamic)
         )
-        model = lowering.model([i.name for i in inputs], [o.name for o in outputs])
-        helper.set_model_props(model, {manifest.KEY: manifest.embedded(draft)})
-        _check(model, out)
-        with files.atomic(out) as temporary:
-            temporary.write_bytes(model.SerializeToString(deterministic=True))
-            return manifest.describe(draft, temporary)
+        return write(draft, lowering.model([i.name for i in inputs], [o.name for o in outputs]), out)
 
     def _blocks(
         self, candidate: Candidate, graph_module: GraphModule
@@ -106,20 +102,31 @@ class OnnxExporter:
             return {}, []
         return onnx_int4.decided(graph_module, candidate.quantization, self.group_size, self.symmetric)
 
-    def _ends(
-        self, candidate: Candidate, graph_module: GraphModule
-    ) -> tuple[list[TensorSpec], list[TensorSpec]]:
-        placeholders = graph_module.graph.find_nodes(op="placeholder")
-        given = [s.name for s in candidate.inputs]
-        inputs = [_spec(n, p.meta["val"]) for n, p in zip(given, placeholders, strict=True)]
-        found = results(graph_module)
-        plain = ["output"] if len(found) == 1 else [f"output_{i}" for i in range(len(found))]
-        names = self.output_names or [f"{n}_value" if n in given else n for n in plain]
-        outputs = [_spec(n, r.meta["val"]) for n, r in zip(names, found, strict=True)]
-        return inputs, outputs
+
+def write(draft: Artifact, model: onnx.ModelProto, out: Path) -> Artifact:
+    """Check a model, give it the draft's facts, and write it. Raises ModelError."""
+    helper.set_model_props(model, {manifest.KEY: manifest.embedded(draft)})
+    _check(model, out)
+    with files.atomic(out) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        return manifest.describe(draft, temporary)
 
 
-def _captured(candidate: Candidate) -> GraphModule:
+def ends(
+    candidate: Candidate, graph_module: GraphModule, output_names: Sequence[str]
+) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Inputs and outputs of the file; `output_names` may be empty."""
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    given = [s.name for s in candidate.inputs]
+    inputs = [_spec(n, p.meta["val"]) for n, p in zip(given, placeholders, strict=True)]
+    found = results(graph_module)
+    plain = ["output"] if len(found) == 1 else [f"output_{i}" for i in range(len(found))]
+    names = output_names or [f"{n}_value" if n in given else n for n in plain]
+    outputs = [_spec(n, r.meta["val"]) for n, r in zip(names, found, strict=True)]
+    return inputs, outputs
+
+
+def captured(candidate: Candidate) -> GraphModule:
     example = tuple(torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in candidate.inputs)
     return capture(candidate.module, example)
 
@@ -129,7 +136,7 @@ def _spec(name: str, value: torch.Tensor) -> TensorSpec:
     return TensorSpec(name, tuple(value.shape), str(value.dtype).removeprefix("torch."), layout)
 
 
-def _skipped(graph_module: GraphModule, plan: QuantizationPlan | None) -> list[Problem]:
+def skipped(graph_module: GraphModule, plan: QuantizationPlan | None) -> list[Problem]:
     nodes = {n.name: n for n in graph_module.graph.nodes}
     reasons = plan.float_nodes.items() if plan else ()
     return [Problem(str(nodes[n].target), nodes[n].meta.get("module", ""), why) for n, why in reasons]

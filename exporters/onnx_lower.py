@@ -24,11 +24,15 @@ aten = torch.ops.aten
 
 @dataclass
 class Lowering:
-    """`plan`: static quantization. `dynamic`: int8 weights by name, for activations quantized at run time."""
+    """`plan`: static quantization. `dynamic`: int8 weights by name, for activations quantized at run time.
+
+    `float_bias`: biases of quantized layers stay float, as TensorRT wants them.
+    """
 
     graph_module: GraphModule
     plan: QuantizationPlan
     dynamic: Mapping[str, TensorQuantization] = field(default_factory=dict)
+    float_bias: bool = False
     labels: dict[str, str] = field(default_factory=dict)
     stored: dict[str, str] = field(default_factory=dict)
 
@@ -71,7 +75,7 @@ class Lowering:
     def _stores(self, layer: Node, operand: Node) -> bool:
         """Whether a layer writes this weight or bias itself, in integers."""
         if onnx_quant.is_integer_layer(self.plan, layer):
-            return operand in layer.args[1:3]
+            return operand in layer.args[1 : 2 if self.float_bias else 3]
         if not self._is_dynamic(layer):
             return False
         return operand is layer.args[1] or layer.target is aten.linear.default and operand in layer.args[2:3]
@@ -98,7 +102,7 @@ class Lowering:
 
     def _lowered(self, b: Builder, node: Node) -> str | list[str]:
         if onnx_quant.is_integer_layer(self.plan, node):
-            b.names.update(onnx_quant.layer_operands(b, node, self.plan, self._value))
+            b.names.update(onnx_quant.layer_operands(b, node, self.plan, self._value, self.float_bias))
         elif self._is_dynamic(node):
             weight = self.dynamic[str(node.args[1].target)]
             if node.target is aten.linear.default:

@@ -78,7 +78,11 @@ def is_integer_layer(plan: QuantizationPlan, node: Node) -> bool:
 
 
 def layer_operands(
-    b: Builder, node: Node, plan: QuantizationPlan, constant: Callable[[Node], np.ndarray]
+    b: Builder,
+    node: Node,
+    plan: QuantizationPlan,
+    constant: Callable[[Node], np.ndarray],
+    float_bias: bool = False,
 ) -> dict[str, str]:
     """Names that a quantized layer's weight and bias take for the lowering of this one layer."""
     weight_node = node.args[1]
@@ -86,6 +90,6 @@ def layer_operands(
     turned = str(node.target).startswith("aten.linear") and node.args[0].meta["val"].dim() != 2
     names = {weight_node.name: stored_weight(b, str(weight_node.target), weight, turned)}
     bias = node.args[2] if len(node.args) > 2 else None
-    if isinstance(bias, Node):
+    if isinstance(bias, Node) and not float_bias:
         names[bias.name] = stored_bias(b, constant(bias), node, source, weight)
     return names
