@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgecomp.numerics import groupwise
+from edgecomp.numerics import gptq, groupwise
 from edgecomp.numerics.groupwise import Grid
 
 _DAMPING = 0.01
@@ -29,7 +29,7 @@ def rounded(
     """
     damped = _damped(hessian)
     order = np.argsort(-np.diag(damped), kind="stable")
-    factor = _upper_factor(damped[np.ix_(order, order)])
+    factor = gptq.upper_factor(damped[None][:, order[:, None], order])[0].astype(np.float32)
     parts = [
         _rows(weight[i : i + _ROWS], damped, order, factor, grid, refits)
         for i in range(0, len(weight), _ROWS)
@@ -68,11 +68,6 @@ def _damped(hessian: np.ndarray) -> np.ndarray:
     result = hessian.astype(np.float64).copy()
     result[np.diag_indices_from(result)] += max(_DAMPING * float(np.trace(result)) / len(result), 1e-10)
     return result
-
-
-def _upper_factor(hessian: np.ndarray) -> np.ndarray:
-    inverse = np.linalg.inv(hessian)
-    return np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
 
 
 def _sweep(

@@ -60,3 +60,15 @@ def test_clipping_pays_where_one_weight_is_an_outlier_on_a_silent_input() -> Non
     hessian = np.diag([0.0, 1.0, 1.0, 1.0])[None]
     scale = gptq.clipped_scales(weight, hessian, 7, (0.1, 0.5, 1.0))
     assert np.isclose(scale.item(), 0.8 / 7)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 3), st.integers(1, 150))
+def test_upper_factor_is_the_cholesky_factor_of_the_inverse(seed: int, groups: int, d: int) -> None:
+    rows = np.random.default_rng(seed).normal(size=(groups, d, d + 5))
+    hessian = gptq.damped(rows @ rows.transpose(0, 2, 1))
+    factor = gptq.upper_factor(hessian)
+    assert np.array_equal(factor, np.triu(factor))
+    assert (np.diagonal(factor, axis1=1, axis2=2) > 0).all()
+    product = factor.transpose(0, 2, 1) @ factor @ hessian
+    np.testing.assert_allclose(product, np.broadcast_to(np.eye(d), product.shape), atol=1e-7)
