@@ -15,7 +15,7 @@ import pickle
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,21 +36,26 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
     """The module that MODEL names, in eval mode, with finite weights.
 
     `weights`: a state dict written by `torch.save`, or one under the key `state_dict` or `model`; it is read
-    with `weights_only=True`. Raises ModelError when anything is missing, is no module, or holds NaN or Inf.
+    with `weights_only=True`. What the user's code prints goes to stderr: stdout belongs to results.
+    Raises ModelError when anything is missing, is no module, or holds NaN or Inf.
     """
-    path, _, attribute = spec.rpartition(":")
-    if spec.endswith(".pt2"):
-        module = _exported(Path(spec))
-    elif path.endswith(".py"):
-        module = _built(_module_from_file(Path(path)), attribute, spec)
-    elif path and all(part.isidentifier() for part in path.split(".")):
-        module = _built(_module_from_package(path), attribute, spec)
-    else:
-        raise ModelError(f"model {spec!r} is not a model that edgecomp can load; {_WAY_OUT}")
+    with redirect_stdout(sys.stderr):
+        module = _module(spec)
     if weights is not None:
         load_weights(module, weights)
     check_finite(module)
     return module.eval()
+
+
+def _module(spec: str) -> nn.Module:
+    path, _, attribute = spec.rpartition(":")
+    if spec.endswith(".pt2"):
+        return _exported(Path(spec))
+    if path.endswith(".py"):
+        return _built(_module_from_file(Path(path)), attribute, spec)
+    if path and all(part.isidentifier() for part in path.split(".")):
+        return _built(_module_from_package(path), attribute, spec)
+    raise ModelError(f"model {spec!r} is not a model that edgecomp can load; {_WAY_OUT}")
 
 
 def resolved(spec: str) -> str:

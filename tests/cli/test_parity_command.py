@@ -124,3 +124,9 @@ def test_verify_replays_and_notices(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert "differs from its golden value" in bad.stderr
     (folder / "net.tflite").write_bytes(b"other")
     assert CliRunner().invoke(main, ["verify", f"{folder}/net.tflite"]).exit_code == 2
+
+
+def test_what_a_model_prints_does_not_get_into_the_results(folder: Path) -> None:
+    (folder / "net.py").write_text(MODEL.replace("    return Net()", "    print('loaded')\n    return Net()"))
+    result = invoke(folder, "--json", "-")
+    assert json.loads(result.stdout)["artifacts"] and "loaded" in result.stderr
