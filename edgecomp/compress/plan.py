@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from edgecomp.compress import scales
 from edgecomp.graph import constants
-from edgecomp.graph.vocabulary import WEIGHTED
+from edgecomp.graph.vocabulary import FIXED_8, FIXED_16, WEIGHTED
 from edgecomp.numerics import affine
 from edgecomp.spec import QuantizationPlan, QuantSpec, TensorQuantization
 
@@ -22,18 +22,49 @@ def activation_spec(bits: int) -> QuantSpec:
     return QuantSpec(bits=bits, symmetric=bits == 16, narrow=bits == 16)
 
 
-def activations(groups: scales.ScaleGroups, ranges: Ranges, spec: QuantSpec) -> dict[str, TensorQuantization]:
-    """Quantization of every scaled node: the union of its group's ranges, or the prescribed scale."""
+def activations(
+    groups: scales.ScaleGroups,
+    ranges: Ranges,
+    spec: QuantSpec,
+    other: Mapping[str, TensorQuantization] | None = None,
+) -> dict[str, TensorQuantization]:
+    """Quantization of every scaled node: the union of its group's ranges, or the prescribed scale.
+
+    `other`: root of a group -> its quantization, decided elsewhere (`with_bits`).
+    """
     decided: dict[str, TensorQuantization] = {}
     for root, members in groups.members().items():
-        if root in groups.prescribed:
+        if other and root in other:
+            quantization = other[root]
+        elif root in groups.prescribed:
             quantization = affine.fixed(*groups.prescribed[root], spec)
         else:
-            low = min(ranges[m][0] for m in members)
-            high = max(ranges[m][1] for m in members)
-            quantization = affine.from_range(low, high, spec)
+            quantization = affine.from_range(*union(ranges, members), spec)
         decided.update(dict.fromkeys(members, quantization))
     return decided
+
+
+def union(ranges: Ranges, members: Sequence[str]) -> tuple[float, float]:
+    return min(ranges[m][0] for m in members), max(ranges[m][1] for m in members)
+
+
+def with_bits(
+    graph_module: GraphModule, groups: scales.ScaleGroups, ranges: Ranges, bits: Mapping[str, int]
+) -> dict[str, TensorQuantization]:
+    """Root of a group -> its quantization in the bits given; what a function prescribes where it does.
+
+    `log_softmax` has no prescribed scale and no kernel in 16 bits: it keeps its 8.
+    """
+    found: dict[str, TensorQuantization] = {}
+    targets = {n.name: n.target for n in graph_module.graph.nodes}
+    members = groups.members()
+    for root, width in bits.items():
+        prescribed = (FIXED_8 if width == 8 else FIXED_16).get(targets[root])
+        if prescribed is not None:
+            found[root] = affine.fixed(*prescribed, activation_spec(width))
+        elif root not in groups.prescribed:
+            found[root] = affine.from_range(*union(ranges, members[root]), activation_spec(width))
+    return found
 
 
 def bias_of(graph_module: GraphModule, layer: Node) -> np.ndarray | None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, get_args
 
 import torch
 from torch.fx import GraphModule
 
-from edgecomp.compress import observe, plan, rounding, scales
+from edgecomp.compress import calibrate, equalize, observe, plan, rounding, rules, scales
+from edgecomp.compress.rounding import Correction, Method, Rounding
+from edgecomp.compress.rules import Rule
 from edgecomp.errors import DataError, InputError
 from edgecomp.graph import capture
 from edgecomp.spec import Candidate, Data, DataSource, StepRecord, TensorQuantization
 
-Rounding = Literal["nearest", "gptq"]
-
 _ROUNDING_SAMPLES = 32
 """Samples that the rounding sees: they are held at once, so memory grows with them."""
+
+excluded = rules.excluded
 
 
 @dataclass(frozen=True)
@@ -26,52 +27,63 @@ class Quantize:
     """Post-training static quantization: int8 weights per channel, int8 activations per tensor.
 
     `observer`: minmax, moving-average, percentile, entropy or mse. `samples`: how many calibration samples
-    are used. `rounding`: "gptq" rounds weights with their inputs in view and mends biases (32 samples at
-    most), "nearest" is plain. `weight_bits`: 4 or 8. `activation_bits`: 8 or 16. `exclude`: patterns of
-    module names (or `type:conv2d`) that stay float; each is listed in the plan with its reason.
+    are used. `rounding`: "gptq" rounds weights with their inputs in view (32 samples at most),
+    "sequential-mse" chooses each scale by the error on those inputs, "nearest" is plain. `bias_correction`:
+    "empirical", "analytic" or "none" ("auto": empirical, but none with nearest; see `rounding.Method`).
+    `equalize`: share (0 to 1) of the differences between channels that moves from activations into the
+    next layer's weights, where this is exact; `absorb`: large biases before a ReLU move into the next layer.
+    `weight_bits`: 4 or 8. `activation_bits`: 8 or 16. `rules`: pattern of module names (or `type:conv2d`) ->
+    what differs there, such as `{activation_bits: 16}`. `exclude`: patterns that stay float; each is listed
+    in the plan with its reason.
     """
 
     observer: observe.Observer = "minmax"
     percentile: float = 99.99
     samples: int = 128
     rounding: Rounding = "gptq"
+    bias_correction: Correction = "auto"
+    equalize: float = 0.0
+    absorb: bool = False
     weight_bits: int = 8
     activation_bits: int = 8
+    rules: Mapping[str, Rule] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.weight_bits not in (4, 8):
-            raise InputError(f"weight_bits is {self.weight_bits}; expected 4 or 8")
-        if self.activation_bits not in (8, 16):
-            raise InputError(f"activation_bits is {self.activation_bits}; expected 8 or 16")
-        if self.rounding not in get_args(Rounding):
-            raise InputError(
-                f"rounding is {self.rounding!r}; expected one of {', '.join(get_args(Rounding))}"
-            )
+        _one_of("weight_bits", self.weight_bits, (4, 8))
+        _one_of("activation_bits", self.activation_bits, (8, 16))
+        _one_of("rounding", self.rounding, get_args(Rounding))
+        _one_of("bias_correction", self.bias_correction, get_args(Correction))
         if self.samples < 1:
             raise InputError(f"samples is {self.samples}; expected at least 1")
+        if not 0 <= self.equalize <= 1:
+            raise InputError(f"equalize is {self.equalize}; expected a share from 0 to 1")
         self.observer_settings()
 
     def observer_settings(self) -> observe.ObserverSettings:
         return observe.ObserverSettings(self.observer, self.percentile)
+
+    def method(self) -> Method:
+        """How integers and biases are found, "auto" resolved."""
+        plain: Correction = "none" if self.rounding == "nearest" else "empirical"
+        return Method(self.rounding, plain if self.bias_correction == "auto" else self.bias_correction)
 
     def __call__(self, candidate: Candidate, data: Data) -> Candidate:
         """A candidate whose module is the canonical float graph and whose plan every exporter lowers.
 
         Raises DataError without calibration data, and where calibration meets NaN.
         """
-        source = data.calibration or data.train
-        if source is None or len(source) == 0:
-            raise DataError(
-                "quantize needs calibration data: give --calib, or data.calibration in the recipe"
-            )
+        source = calibration_source(data)
         graph_module = capture(candidate.module, example_inputs(candidate))
-        ranges, groups = self._ranges(graph_module, source)
-        decided = plan.activations(groups, ranges, plan.activation_spec(self.activation_bits))
-        floats = excluded(graph_module, self.exclude)
-        rounded = self._round(graph_module, source, decided, floats)
+        floats = rules.excluded(graph_module, self.exclude)
+        notes = self.fit_weights(graph_module, source)
+        found = calibrate.calibrate(
+            graph_module, source, self.samples, self.activation_bits, self.observer_settings(), self.rules
+        )
+        decided = calibrate.activations(graph_module, found, self.activation_bits, self.rules)
+        rounded = self.round(graph_module, source, decided, floats)
         quantization = plan.assemble(graph_module, decided, rounded, floats)
-        notes = tuple(f"{name} stays float: {why}" for name, why in quantization.float_nodes.items())
+        notes += tuple(f"{name} stays float: {why}" for name, why in quantization.float_nodes.items())
         record = StepRecord("quantize", "quantize", asdict(self), notes)
         return replace(
             candidate,
@@ -81,64 +93,49 @@ class Quantize:
             original=candidate.original if candidate.original is not None else candidate.module,
         )
 
-    def _round(
+    def fit_weights(self, graph_module: GraphModule, source: DataSource) -> tuple[str, ...]:
+        """Equalize and absorb, in place; returns what was done. The float function stays the same."""
+        if not self.equalize and not self.absorb:
+            return ()
+        return equalize.fit_weights(
+            graph_module,
+            lambda: observe.tensor_batches(source, min(self.samples, _ROUNDING_SAMPLES)),
+            self.equalize,
+            self.absorb,
+        )
+
+    def round(
         self,
         graph_module: GraphModule,
         source: DataSource,
         decided: Mapping[str, TensorQuantization],
         floats: Mapping[str, str],
     ) -> dict[str, TensorQuantization]:
-        if self.rounding == "nearest":
-            return plan.weights(graph_module, decided, {}, self.weight_bits)
+        """Weight name -> its integers; mended biases are written into the graph."""
+        method = self.method()
+        bits = rules.weight_bits(graph_module, self.rules, scales.weight_nodes(graph_module))
+        if not method.needs_inputs:
+            return plan.weights(graph_module, decided, bits, self.weight_bits)
         samples = list(observe.tensor_batches(source, min(self.samples, _ROUNDING_SAMPLES)))
-        return rounding.round_by_inputs(graph_module, samples, decided, floats, self.weight_bits)
-
-    def _ranges(
-        self, graph_module: GraphModule, source: DataSource
-    ) -> tuple[Mapping[str, tuple[float, float]], scales.ScaleGroups]:
-        groups = scales.group(graph_module, self.activation_bits)
-        names = [n for n in groups.root if groups.find(n) not in groups.prescribed]
-        found = observe.observe(
-            graph_module,
-            lambda: observe.tensor_batches(source, self.samples),
-            names,
-            plan.activation_spec(self.activation_bits),
-            self.observer_settings(),
+        return rounding.round_by_inputs(
+            graph_module, samples, decided, floats, self.weight_bits, method, bits
         )
-        if source.preprocessing is not None and source.preprocessing.mean:
-            door = graph_module.graph.find_nodes(op="placeholder")[0].name
-            if door in found:
-                low, high = source.preprocessing.exact_range()
-                found[door] = (min(low, found[door][0]), max(high, found[door][1]))
-        return found, groups
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        said = " or ".join(map(str, allowed)) if len(allowed) == 2 else "one of " + ", ".join(allowed)
+        raise InputError(f"{name} is {value!r}; expected {said}")
+
+
+def calibration_source(data: Data) -> DataSource:
+    """Calibration data, or the training data in their place. Raises DataError when there are none."""
+    source = data.calibration or data.train
+    if source is None or len(source) == 0:
+        raise DataError("quantize needs calibration data: give --calib, or data.calibration in the recipe")
+    return source
 
 
 def example_inputs(candidate: Candidate) -> tuple[torch.Tensor, ...]:
     """Zeros of the candidate's input shapes and dtypes, for capturing its graph."""
     return tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in candidate.inputs)
-
-
-def excluded(graph_module: GraphModule, patterns: tuple[str, ...]) -> dict[str, str]:
-    """Node name -> reason for every node whose module name (or `type:op`) matches a pattern.
-
-    Raises InputError for a pattern that matches nothing: a typing error would silently quantize the layer.
-    """
-    found: dict[str, str] = {}
-    for pattern in patterns:
-        matches = [
-            n.name for n in graph_module.graph.nodes if n.op == "call_function" and _matches(n, pattern)
-        ]
-        if not matches:
-            modules = sorted({n.meta["module"] for n in graph_module.graph.nodes if n.meta.get("module")})
-            raise InputError(
-                f"exclude pattern {pattern!r} matches no module; modules are {', '.join(modules[:12])} ..."
-            )
-        found.update(dict.fromkeys(matches, f"excluded by {pattern!r}"))
-    return found
-
-
-def _matches(node: torch.fx.Node, pattern: str) -> bool:
-    if pattern.startswith("type:"):
-        return fnmatch.fnmatch(str(node.target).split(".")[1], pattern.removeprefix("type:"))
-    module = node.meta.get("module", "")
-    return fnmatch.fnmatch(module, pattern) or module.startswith(pattern + ".")

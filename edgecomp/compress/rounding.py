@@ -1,13 +1,14 @@
 """Weights rounded with their inputs in view, layer by layer, each after everything before it.
 
 For every convolution and linear layer: scales by the error on its inputs as they are after quantization,
-GPTQ rounding, and a bias that restores the mean output of the float layer.
+rounding (GPTQ, or to nearest), and a bias that restores the mean output of the float layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,25 +20,51 @@ from edgecomp.graph import constants
 from edgecomp.numerics import affine, gptq
 from edgecomp.spec import QuantSpec, TensorQuantization
 
-_CLIP_SHARES = {8: (1.0,), 4: tuple(np.linspace(0.6, 1.0, 17))}
+Rounding = Literal["nearest", "sequential-mse", "gptq"]
+Correction = Literal["auto", "none", "analytic", "empirical"]
+
+_GRID = tuple(float(share) for share in np.linspace(0.6, 1.0, 17))
+_CLIP_SHARES = {8: (1.0,), 4: _GRID}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How integers and biases are found.
+
+    `rounding`: "gptq"; "sequential-mse" (nearest, on the scale of a grid with the least error on the layer's
+    inputs, layer after layer); "nearest" (min-max scales). `correction` of the bias: "empirical" restores the
+    mean of the float layer's output on the inputs as they are after quantization, "analytic" takes back what
+    the rounded weights add to it on float inputs, (W_rounded - W) E[x] (Nagel et al., ICCV 2019, section 4.2;
+    E[x] is measured here, not derived from batch-norm statistics), "none" leaves it.
+    """
+
+    rounding: Rounding = "gptq"
+    correction: Correction = "empirical"
+
+    @property
+    def needs_inputs(self) -> bool:
+        return self.rounding != "nearest" or self.correction != "none"
 
 
 @dataclass
 class Sums:
-    """What the rounding of one layer needs of its inputs, averaged over samples and positions."""
+    """What the rounding of one layer needs of its inputs, averaged over samples and positions.
+
+    `hessian` [groups, d, d] is empty where it was not asked for; means [groups, d].
+    """
 
     hessian: np.ndarray
     mean: np.ndarray
     float_mean: np.ndarray
 
 
-def sums(layer: stream.Layer) -> Sums:
+def sums(layer: stream.Layer, second: bool = True) -> Sums:
     """Second moments and mean of the quantized inputs, and the mean of the float ones."""
     totals: list[Tensor] = []
     count = 0
     for quantized, exact in zip(layer.inputs, layer.float_inputs, strict=True):
         q, x = columns.columns(quantized, layer.node), columns.columns(exact, layer.node)
-        parts = [q @ q.transpose(1, 2), q.sum(2), x.sum(2)]
+        parts = [q @ q.transpose(1, 2) if second else q.new_empty(0), q.sum(2), x.sum(2)]
         totals = [whole + part for whole, part in zip(totals, parts, strict=True)] if totals else parts
         count += q.shape[2]
     hessian, mean, float_mean = (t.double().numpy() / count for t in totals)
@@ -52,6 +79,8 @@ class Rounder:
     activations: Mapping[str, TensorQuantization]
     floats: Mapping[str, str]
     bits: int
+    method: Method = Method()
+    bits_of: Mapping[str, int] = field(default_factory=dict)
     weights: dict[str, TensorQuantization] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
 
@@ -64,7 +93,7 @@ class Rounder:
         weight = constants.value_of(self.graph_module, node.args[1]).numpy()
         if node.name in self.floats:
             return torch.from_numpy(weight), None
-        spec = plan.weight_spec(node, self.bits)
+        spec = plan.weight_spec(node, self.bits_of.get(name, self.bits))
         if not columns.supported(node) or node.args[0].name not in self.activations:
             return self._plain(name, node, weight, spec), None
         return self._by_inputs(name, layer, weight, spec)
@@ -85,10 +114,13 @@ class Rounder:
     def _by_inputs(
         self, name: str, layer: stream.Layer, weight: np.ndarray, spec: QuantSpec
     ) -> tuple[Tensor, Tensor | None]:
-        node, found = layer.node, sums(layer)
+        node, found = layer.node, sums(layer, self.method.rounding != "nearest")
         trained = columns.as_matrices(weight.astype(np.float64), node)
         scale = self._scales(node, name, trained, found.hessian, spec)
-        integers = gptq.round_weights(trained, found.hessian, scale, spec.qmax)
+        if self.method.rounding == "gptq":
+            integers = gptq.round_weights(trained, found.hessian, scale, spec.qmax)
+        else:
+            integers = gptq.nearest(trained, scale, spec.qmax)
         per_channel = scale.reshape(-1).astype(np.float32)
         self.weights[name] = TensorQuantization(
             spec,
@@ -104,7 +136,11 @@ class Rounder:
     def _scales(
         self, node: Node, name: str, trained: np.ndarray, hessian: np.ndarray, spec: QuantSpec
     ) -> np.ndarray:
-        scale = gptq.clipped_scales(trained, hessian, spec.qmax, _CLIP_SHARES.get(spec.bits, (1.0,)))
+        shares = _GRID if self.method.rounding == "sequential-mse" else _CLIP_SHARES.get(spec.bits, (1.0,))
+        if self.method.rounding == "nearest":
+            scale = np.maximum(np.abs(trained).max(axis=2) / spec.qmax, affine.SMALLEST_SCALE)
+        else:
+            scale = gptq.clipped_scales(trained, hessian, spec.qmax, shares)
         users = scales.weight_nodes(self.graph_module)[name]
         floored = plan.weight_scale(
             self.graph_module, users, self.activations, scale.reshape(-1).astype(np.float32)
@@ -112,13 +148,12 @@ class Rounder:
         return floored.reshape(scale.shape)
 
     def _bias(self, node: Node, found: Sums, trained: np.ndarray, rounded: np.ndarray) -> Tensor | None:
-        """b + mean(W x_float) - mean(W_rounded x_quantized), per output; source: Nagel et al., ICCV 2019."""
+        """b + mean(W x_float) - mean(W_rounded x), per output; x quantized, or float if analytic."""
         bias = plan.bias_of(self.graph_module, node)
-        if bias is None or not isinstance(node.args[2], Node):
+        if bias is None or not isinstance(node.args[2], Node) or self.method.correction == "none":
             return None
-        drift = np.einsum("god,gd->go", trained, found.float_mean) - np.einsum(
-            "god,gd->go", rounded, found.mean
-        )
+        seen = found.float_mean if self.method.correction == "analytic" else found.mean
+        drift = np.einsum("god,gd->go", trained, found.float_mean) - np.einsum("god,gd->go", rounded, seen)
         mended = torch.from_numpy((bias + drift.reshape(-1)).astype(np.float32))
         self.biases[node.name] = mended
         return mended
@@ -134,9 +169,14 @@ def round_by_inputs(
     activations: Mapping[str, TensorQuantization],
     floats: Mapping[str, str],
     bits: int,
+    method: Method | None = None,
+    bits_of: Mapping[str, int] | None = None,
 ) -> dict[str, TensorQuantization]:
-    """Round all weights but those of layers in `floats`; mended biases are written into the graph given."""
-    rounder = Rounder(graph_module, activations, floats, bits)
+    """Round all weights but those of layers in `floats`; mended biases are written into the graph given.
+
+    `bits_of`: weight name -> bits, where they are not `bits`.
+    """
+    rounder = Rounder(graph_module, activations, floats, bits, method or Method(), bits_of or {})
     stream.run(graph_module, samples, dict(activations), rounder)
     for name, bias in rounder.biases.items():
         layer = next(n for n in graph_module.graph.nodes if n.name == name)

@@ -159,5 +159,7 @@ def test_columns_times_matrices_is_the_layer(layer: nn.Module, shape: tuple[int,
 
 
 def test_rounding_is_named() -> None:
-    with pytest.raises(InputError, match=r"rounding is 'best'; expected one of nearest, gptq"):
+    with pytest.raises(
+        InputError, match=r"rounding is 'best'; expected one of nearest, sequential-mse, gptq"
+    ):
         Quantize(rounding="best")  # type: ignore[arg-type]
