@@ -72,12 +72,12 @@ class Contender:
     prepare: Callable[[], Callable[[nn.Module, np.ndarray, Path], None]]
 
 
-def ours(target: str, quantize: bool) -> Callable[[], Callable[[nn.Module, np.ndarray, Path], None]]:
+def ours(target: str, quantize: dict[str, Any] | None) -> Callable[[], Callable[[nn.Module, np.ndarray, Path], None]]:
     def prepare() -> Callable[[nn.Module, np.ndarray, Path], None]:
         from edgecomp import registry
 
         exporter = registry.load("exporters", target)(target=target)
-        step = registry.load("steps", "quantize")() if quantize else None
+        step = None if quantize is None else registry.load("steps", "quantize")(**quantize)
 
         def work(model: nn.Module, calibration: np.ndarray, path: Path) -> None:
             data = Data(calibration=Crops(calibration))
@@ -142,10 +142,13 @@ def coremltools_palettes() -> Callable[[nn.Module, np.ndarray, Path], None]:
 
 
 CONTENDERS = {
-    "edgecomp-onnx": Contender("edgecomp onnx-qdq", ".onnx", ours("onnx-qdq", True)),
-    "edgecomp-tflite": Contender("edgecomp tflite-int8", ".tflite", ours("tflite-int8", True)),
+    "edgecomp-onnx": Contender("edgecomp onnx-qdq", ".onnx", ours("onnx-qdq", {})),
+    "edgecomp-plain": Contender(
+        "edgecomp onnx-qdq, rounding nearest", ".onnx", ours("onnx-qdq", {"rounding": "nearest"})
+    ),
+    "edgecomp-tflite": Contender("edgecomp tflite-int8", ".tflite", ours("tflite-int8", {})),
     "onnxruntime": Contender("ONNX Runtime quantize_static U8S8", ".onnx", onnxruntime_static),
-    "edgecomp-coreml": Contender("edgecomp coreml-pal4", ".mlpackage", ours("coreml-pal4", False)),
+    "edgecomp-coreml": Contender("edgecomp coreml-pal4", ".mlpackage", ours("coreml-pal4", None)),
     "coremltools": Contender("coremltools palettize_weights 4 bits", ".mlpackage", coremltools_palettes),
 }
 RUNTIMES = {
