@@ -23,15 +23,16 @@ MAY_IMPORT = {
     "numerics": {"nouns"},
     "graph": BASE,
     "compress": BASE | {"graph"},
-    "exporters": BASE | {"graph"},
+    "language": BASE | {"graph"},
+    "exporters": BASE | {"graph", "language"},
     "runtimes": BASE,
     "devices": BASE,
     "calibration_data": BASE,
     "parity": BASE,
     "report": BASE,
-    "chain": BASE | {"graph", "compress", "parity", "report"},
+    "chain": BASE | {"graph", "compress", "parity", "report", "language"},
     "demo": BASE | {"graph", "compress", "calibration_data", "chain"},
-    "cli": BASE | {"chain", "parity", "report"},
+    "cli": BASE | {"chain", "parity", "report", "language"},
 }
 # Room, or room and the first word of the file's name -> third-party packages that it may import.
 LIBRARIES = {
@@ -39,6 +40,7 @@ LIBRARIES = {
     "numerics": {"numpy"},
     "graph": {"numpy", "torch"},
     "compress": {"numpy", "torch"},
+    "language": {"numpy", "torch", "tokenizers", "jinja2"},
     "exporters": {"numpy", "torch"},
     "exporters/tflite": {"ai_edge_litert", "flatbuffers"},
     "exporters/onnx": {"onnx"},

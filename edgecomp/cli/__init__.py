@@ -37,6 +37,8 @@ COMMANDS = {
     "doctor": "Show what this machine has, what is missing and how to get it.",
     "diagnose": "Search for the preprocessing fault behind outputs that disagree.",
     "search": "Search over a recipe's settings for the best of metric, bytes, latency.",
+    "export-decoder": "Export a causal language model with its cache and tokenizer.",
+    "generate": "Write the text that follows a prompt, with an exported decoder.",
     "init": "Look at a model and write a recipe for it.",
 }
 
@@ -50,7 +52,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"edgecomp.cli.{cmd_name}").command
+        file = cmd_name.replace("-", "_")
+        command: click.Command = importlib.import_module(f"edgecomp.cli.{file}").command
         return command
 
     def resolve_command(

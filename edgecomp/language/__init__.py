@@ -1,0 +1,1 @@
+"""Causal language models: decoders with a cache, tokenizers, generation."""

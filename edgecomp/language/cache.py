@@ -1,0 +1,73 @@
+"""The key-value cache: its storage, its bytes, and scales where it is kept in few bits.
+
+Keys have channels that are large in every token, so a scale for each channel serves them (Liu et al., "KIVI",
+ICML 2024, section 3); ONNX Runtime's attention takes the same kind of scale for values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgecomp.errors import DataError, InputError
+from edgecomp.language.architecture import Architecture
+from edgecomp.language.decoder import Decoder, causal
+
+Storage = Literal["float32", "int8", "int4"]
+BITS = {"float32": 32, "int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True, eq=False)
+class CacheScales:
+    """For every layer the scales of keys and of values, float32 [kv heads * head]."""
+
+    keys: tuple[np.ndarray, ...]
+    values: tuple[np.ndarray, ...]
+
+
+def check_storage(storage: str) -> None:
+    if storage not in BITS:
+        raise InputError(f"cache is {storage!r}; expected one of {', '.join(BITS)}")
+
+
+def bytes_for(a: Architecture, tokens: int, storage: Storage) -> int:
+    """Bytes of the cache for this many tokens, scales included."""
+    values = 2 * a.layers * a.kv_heads * a.head_width
+    scales = 0 if storage == "float32" else 4 * values
+    return values * tokens * BITS[storage] // 8 + scales
+
+
+@torch.no_grad()
+def scales_from(decoder: Decoder, samples: Iterable[Tensor], storage: Storage) -> CacheScales | None:
+    """Scales by the largest key and value of every channel over the samples (ids [1, T]).
+
+    None for float32. Raises DataError without samples.
+    """
+    if storage == "float32":
+        return None
+    a = decoder.architecture
+    largest = torch.zeros(2, a.layers, a.kv_heads, a.head_width)
+    seen = 0
+    for ids in samples:
+        seen += 1
+        _observe(decoder, ids, largest)
+    if not seen:
+        raise DataError(f"a cache of {storage} needs calibration text for its scales; give --calib")
+    limit = (1 << (BITS[storage] - 1)) - 1
+    found = largest.clamp(min=1e-6).reshape(2, a.layers, -1).numpy() / limit
+    return CacheScales(tuple(found[0]), tuple(found[1]))
+
+
+def _observe(decoder: Decoder, ids: Tensor, largest: Tensor) -> None:
+    x = decoder.embedded(ids)
+    positions = torch.arange(ids.shape[1])
+    for index, layer in enumerate(decoder.layers):
+        cos, sin = decoder.tables(index, positions)
+        x, *new = layer(x, cos, sin, causal(len(positions), decoder.architecture.window(index)))
+        for which, value in enumerate(new):
+            largest[which, index] = torch.maximum(largest[which, index], value[0].abs().amax(1))

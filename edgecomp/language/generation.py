@@ -1,0 +1,156 @@
+"""Text from a decoder, token by token, on any runtime that keeps its cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from edgecomp import registry
+from edgecomp.errors import InputError
+from edgecomp.language import bundle as bundles
+from edgecomp.language.bundle import Bundle
+from edgecomp.language.sampling import Sampler, Sampling
+from edgecomp.language.text import Text
+
+_UNFINISHED = "\ufffd"
+"""What a tokenizer gives for the first bytes of a character whose last bytes are not there yet."""
+
+
+class DecoderSession(Protocol):
+    """An opened decoder of any format. `position`: tokens in its cache."""
+
+    position: int
+    room: int
+
+    @property
+    def cache_bytes(self) -> int: ...
+
+    def reset(self) -> None: ...
+
+    def step(self, ids: np.ndarray) -> np.ndarray:
+        """Logits [n, vocabulary] of the tokens `ids` [n], which join the cache."""
+        ...
+
+
+@dataclass
+class Timing:
+    """Seconds and tokens of one generation. `first_s`: from the call to the first new token."""
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    first_s: float | None = None
+    decode_s: float = 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """None when fewer than two tokens were made: the first is the prefill's."""
+        return (self.new_tokens - 1) / self.decode_s if self.new_tokens > 1 and self.decode_s else None
+
+
+@dataclass
+class GenerationSession:
+    """A decoder with its tokenizer. `timing`: of the last generation. `ended`: why it stopped."""
+
+    decoder: DecoderSession
+    text: Text
+    facts: Bundle
+    timing: Timing = field(default_factory=Timing)
+    ended: str = ""
+
+    @classmethod
+    def open(cls, artifact: Path, *, threads: int = 1) -> GenerationSession:
+        """Open an artifact that `export-decoder` wrote. Raises ArtifactError, MissingError or ModelError."""
+        facts, text = bundles.read(artifact)
+        text.check(facts.architecture.vocabulary)
+        factory = registry.load("decoder_runtimes", registry.format_of(artifact.suffix))
+        return cls(factory(artifact, facts.room, threads), text, facts)
+
+    def generate(self, prompt: str, settings: Sampling | None = None) -> str:
+        """The text that follows the prompt."""
+        return "".join(self.stream(prompt, settings))
+
+    def chat(self, messages: Sequence[Mapping[str, str]], settings: Sampling | None = None) -> Iterator[str]:
+        """The answer to messages (`role`, `content`), in pieces, by the model's own template."""
+        return self.stream(self.text.chat(messages), settings)
+
+    def stream(self, prompt: str, settings: Sampling | None = None) -> Iterator[str]:
+        """The text that follows the prompt, in pieces as soon as each is certain.
+
+        Raises InputError when the prompt is empty or does not fit the cache with one new token.
+        """
+        settings = settings or Sampling()
+        ids = self.text.ids(prompt)
+        self._check(ids)
+        return self._pieces(ids, settings)
+
+    def _check(self, ids: np.ndarray) -> None:
+        if not len(ids):
+            raise InputError("the prompt has no tokens; give at least one word")
+        if len(ids) >= self.decoder.room:
+            raise InputError(
+                f"the prompt has {len(ids)} tokens, the cache room for {self.decoder.room} with the answer; "
+                "shorten it, or export the decoder with more --room"
+            )
+
+    def _pieces(self, prompt: np.ndarray, settings: Sampling) -> Iterator[str]:
+        made: list[int] = []
+        given = ""
+        for token in self._tokens(prompt, settings):
+            made.append(token)
+            text = self.text.text(made)
+            cut = _first_stop(text, settings.stop)
+            if cut is not None:
+                self.ended = "stop"
+                if cut > len(given):
+                    yield text[len(given) : cut]
+                return
+            safe = len(text) - _open_end(text, settings.stop)
+            if safe > len(given) and not text.endswith(_UNFINISHED):
+                yield text[len(given) : safe]
+                given = text[:safe]
+        rest = self.text.text(made)[len(given) :]
+        if rest:
+            yield rest
+
+    def _tokens(self, prompt: np.ndarray, settings: Sampling) -> Iterator[int]:
+        """New ids until an end token, the last that is wanted, or a full cache."""
+        sampler, self.timing, self.ended = Sampler(settings), Timing(len(prompt)), "length"
+        self.decoder.reset()
+        began = time.perf_counter()
+        logits = self.decoder.step(prompt)[-1]
+        for _ in range(settings.max_tokens):
+            token = sampler.next(logits)
+            now = time.perf_counter()
+            if self.timing.first_s is None:
+                self.timing.first_s = now - began
+                first = now
+            self.timing.decode_s = now - first
+            if token in self.facts.ends:
+                self.ended = "end"
+                return
+            self.timing.new_tokens += 1
+            yield token
+            if self.decoder.position >= self.decoder.room:
+                self.ended = "room"
+                return
+            logits = self.decoder.step(np.array([token]))[-1]
+
+
+def _first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the earliest stop string begins, or None."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return min(places, default=None)
+
+
+def _open_end(text: str, stops: Sequence[str]) -> int:
+    """Characters at the end that may be the beginning of a stop string."""
+    longest = max((len(s) for s in stops), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-size:]) for stop in stops):
+            return size
+    return 0
