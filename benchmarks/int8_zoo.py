@@ -2,15 +2,16 @@
 same data.
 
     python benchmarks/int8_zoo.py [--model NAME ...] [--samples 200] [--calibration 128]
-                                  [--nncf PYTHON] [--json PATH]
+                                  [--nncf PYTHON] [--aimet PYTHON] [--json PATH]
 
 For each model every quantizer works once, in a process of its own, from the same calibration samples:
 ours with its default settings (one plan, both files), ONNX Runtime's `quantize_static` (U8S8, per
 channel, min-max, after its pre-processing), NNCF (default, mixed and transformer presets; `--nncf` names
-the Python of an environment with `nncf` and `onnx`), LiteRT's `static_wi8_ai8` recipe with its own
-calibration on litert-torch's conversion. Files are evaluated against the float torch model on other
-samples: SQNR over all outputs together, share of equal top-1 (models that classify) and mean cosine. ONNX
-files run with graph optimizations off, the arithmetic of Arm; TFLite files in LiteRT with XNNPACK.
+the Python of an environment with `nncf` and `onnx`), AIMET (min-max and SQNR ranges; `--aimet` names one
+with `aimet-onnx`), LiteRT's `static_wi8_ai8` recipe with its own calibration on litert-torch's
+conversion. Files are evaluated against the float torch model on other samples: SQNR over all outputs
+together, share of equal top-1 (models that classify) and mean cosine. ONNX files run with graph
+optimizations off, the arithmetic of Arm; TFLite files in LiteRT with XNNPACK.
 
 The second table is the noise floor. Our TFLite file runs with XNNPACK and with LiteRT's reference
 kernels, our ONNX file with optimizations off, and the fake-quantized torch graph beside them: share of
@@ -145,9 +146,10 @@ def litert(member: zoo.Member, folder: Path, options: argparse.Namespace) -> dic
 
     inputs = samples_of(folder, "calibration")
     start = time.perf_counter()
+    narrow = [a.astype(np.int32) if a.dtype == np.int64 else a for a in inputs]  # as its converter does
     floats = litert_torch.convert(member.build(), tuple(torch.from_numpy(a[:1]) for a in inputs))
     floats.export(str(folder / "float.tflite"))
-    rows = [{f"args_{k}": a[i : i + 1] for k, a in enumerate(inputs)} for i in range(len(inputs[0]))]
+    rows = [{f"args_{k}": a[i : i + 1] for k, a in enumerate(narrow)} for i in range(len(inputs[0]))]
     own = quantizer.Quantizer(str(folder / "float.tflite"), recipe.static_wi8_ai8())
     ranges = own.calibrate({"serving_default": rows}, num_threads=1)
     own.quantize(ranges).export_model(str(folder / "litert.tflite"), overwrite=True)
@@ -308,24 +310,18 @@ def finish(command: list[str], *, parse: bool) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - start}
 
 
-def nncf(folder: Path, python: str | None) -> dict[str, Any]:
-    if python is None:
-        return {}
-    script = str(Path(__file__).with_name("zoo_nncf.py"))
-    return {
-        f"nncf-{preset}": finish(
-            [
-                python,
-                script,
-                str(folder / "float.onnx"),
-                str(folder / "calibration.npz"),
-                str(folder / f"nncf-{preset}.onnx"),
-                preset,
-            ],
-            parse=False,
-        )
-        for preset in ("default", "mixed", "transformer")
-    }
+def elsewhere(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """NNCF and AIMET, each by the Python of an environment of its own."""
+    runs = [("nncf", options.nncf, way, "float") for way in ("default", "mixed", "transformer")]
+    runs += [("aimet", options.aimet, way, "prepared") for way in ("min_max", "tf_enhanced")]
+    result = {}
+    for peer, python, way, source in runs:
+        if python is not None:
+            say(f"{folder.name}: {peer} {way}")
+            script = str(Path(__file__).with_name(f"zoo_{peer}.py"))
+            files = [str(folder / f) for f in (f"{source}.onnx", "calibration.npz", f"{peer}-{way}.onnx")]
+            result[f"{peer}-{way}"] = finish([python, script, *files, way], parse=False)
+    return result
 
 
 def compare(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -333,8 +329,7 @@ def compare(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     for task in ("prepare", "edgecomp", "onnxruntime", "litert"):
         say(f"{name}: {task}")
         result["work"][task] = in_own_process(task, name, folder, options)
-    say(f"{name}: nncf")
-    result["work"] |= nncf(folder, options.nncf)
+    result["work"] |= elsewhere(folder, options)
     say(f"{name}: evaluate")
     return result | in_own_process("evaluate", name, folder, options)
 
@@ -379,6 +374,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200, help="evaluation samples")
     parser.add_argument("--calibration", type=int, default=128, help="calibration samples")
     parser.add_argument("--nncf", metavar="PYTHON", help="Python of an environment with nncf and onnx")
+    parser.add_argument("--aimet", metavar="PYTHON", help="Python of an environment with aimet-onnx")
     parser.add_argument("--json", metavar="PATH", help="write the figures there too (- is stdout)")
     parser.add_argument("--task", choices=sorted(TASKS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -392,7 +388,8 @@ def main() -> None:
     results = []
     for name in options.model or list(zoo.MEMBERS):
         with tempfile.TemporaryDirectory() as place:
-            results.append(compare(name, Path(place), options))
+            (folder := Path(place) / name).mkdir()
+            results.append(compare(name, folder, options))
         facts = json.dumps(results, indent=2)
         if options.json and options.json != "-":
             Path(options.json).write_text(facts + "\n")
