@@ -24,7 +24,8 @@ class PruneToBudget:
     """Prune, export to `target`, measure, and again, until the file fits `latency_ms` or `size_bytes`.
 
     Give one of the two. `latency_ms`: median of one inference on `device`, `threads` threads, measured by the
-    profiler in a fresh process. The search halves the range of multiply-accumulates that may remain; it ends
+    profiler in a fresh process; each try runs in turns with the unpruned file, whose latency is measured once
+    and multiplied by the ratio, so that other work on the device misleads nobody. The search halves the range of multiply-accumulates that may remain; it ends
     when the file is within `tolerance` below the budget, or after `attempts`, and keeps the largest model
     that fits. Training comes after it: latency does not depend on the weights' values. The other fields are
     those of `prune`. Raises ModelError when no model fits, DeviceError when the device is lost.
@@ -90,17 +91,24 @@ class PruneToBudget:
 
     def _measure(self, data: Data, folder: Path) -> Callable[[Candidate], float]:
         """Candidate -> milliseconds or bytes of its artifact."""
-        devices = exporting.open_devices([self.device]) if self.latency_ms is not None else []
+        if self.latency_ms is None:
+            return lambda candidate: float(size_bytes(trial.write(candidate, data, self.target, folder)))
+        (device,) = exporting.open_devices([self.device])
         entry = ProfileEntry(devices=(self.device,), threads=self.threads)
+        first: list[tuple[Path, float]] = []
 
         def measured(candidate: Candidate) -> float:
-            path = trial.write(candidate, data, self.target, folder)
-            if self.latency_ms is None:
-                return float(size_bytes(path))
-            latency = exporting.profiles(path, devices, entry)[0]["latency_ms"]
-            if latency is None:
+            place = folder / ("first" if not first else "tried")
+            place.mkdir(exist_ok=True)
+            path = trial.write(candidate, data, self.target, place)
+            if first:
+                before, latency = first[0]
+                return latency * trial.ratio(device, before, path, entry)
+            found = exporting.profiles(path, [device], entry)[0]["latency_ms"]
+            if found is None:
                 raise RecipeError(f"latency of {self.target!r} cannot be measured on device {self.device!r}")
-            return float(latency["p50"])
+            first.append((path, float(found["p50"])))
+            return first[0][1]
 
         return measured
 

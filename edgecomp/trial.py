@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecomp import pipeline_export as exporting
+from edgecomp import registry
 from edgecomp.compress.ptq import Quantize
 from edgecomp.parity.gates import Gate
 from edgecomp.recipe import ProfileEntry
@@ -34,6 +35,14 @@ def profiles(
     """Profiles of the candidate as it would run on each device."""
     with tempfile.TemporaryDirectory(prefix="edgecomp-trial-") as folder:
         return exporting.profiles(write(candidate, data, target, Path(folder)), devices, entry)
+
+
+def ratio(device: Any, first: Path, second: Path, entry: ProfileEntry) -> float:
+    """How many times the first file's median latency the second one takes, both in turns in one process."""
+    how = registry.load("profiling", "settings")(
+        threads=entry.threads, runs=entry.runs, seconds=entry.seconds, warmup_seconds=entry.warmup_seconds
+    )
+    return float(registry.load("profiling", "compare")(device, first, second, how)["ratio"])
 
 
 def judge(gates: Sequence[Gate], profiles: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

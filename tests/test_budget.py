@@ -59,15 +59,21 @@ def test_latency_is_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None
 
     def profiles(path: Any, devices: Any, entry: Any) -> list[dict[str, Any]]:
         asked.append((path.suffix, path.exists(), entry.threads))
+        made["first"] = made["macs"]
         return [{"latency_ms": {"p50": made["macs"] / 1e5}}]
+
+    def ratio(device: Any, first: Any, second: Any, entry: Any) -> float:
+        asked.append((second.suffix, first.exists() and first != second, entry.threads))
+        return made["macs"] / made["first"]
 
     monkeypatch.setattr(trial.Quantize, "__call__", noting)
     monkeypatch.setattr(exporting, "profiles", profiles)
+    monkeypatch.setattr(trial, "ratio", ratio)
     step = PruneToBudget(target="tflite-int8", latency_ms=3.0, threads=2, round_to=1)
     result = step(start, Data(calibration=Noise()))
     macs = count_macs(result.module, (torch.zeros(1, 1, 8, 8),))
     assert 2.85e5 <= macs <= 3.0e5
-    assert set(asked) == {(".tflite", True, 2)}
+    assert set(asked) == {(".tflite", True, 2)} and len(asked) > 1
 
 
 def test_a_model_that_fits_is_left_alone() -> None:
