@@ -25,10 +25,11 @@ class PruneToBudget:
 
     Give one of the two. `latency_ms`: median of one inference on `device`, `threads` threads, measured by the
     profiler in a fresh process; each try runs in turns with the unpruned file, whose latency is measured once
-    and multiplied by the ratio, so that other work on the device misleads nobody. The search halves the range of multiply-accumulates that may remain; it ends
-    when the file is within `tolerance` below the budget, or after `attempts`, and keeps the largest model
-    that fits. Training comes after it: latency does not depend on the weights' values. The other fields are
-    those of `prune`. Raises ModelError when no model fits, DeviceError when the device is lost.
+    and multiplied by the ratio, so that other work on the device misleads nobody. The search halves the range
+    of multiply-accumulates that may remain; it ends when the file is within `tolerance` below the budget, or
+    after `attempts`, and keeps the largest model that fits. Training comes after it: latency does not depend
+    on the weights' values. The other fields are those of `prune`. Raises ModelError when no model fits,
+    DeviceError when the device is lost.
     """
 
     target: str = "tflite-int8"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgecomp import trial
 from edgecomp import pipeline_export as exporting
+from edgecomp import trial
 from edgecomp.budget import PruneToBudget
 from edgecomp.compress.macs import count_macs
 from edgecomp.errors import ModelError, RecipeError
