@@ -43,6 +43,7 @@ def calibrate(
                 observe.ObserverSettings(observer, settings.percentile),
             )
         )
+    found = scales.behind_pools(graph_module, found)
     if source.preprocessing is not None and source.preprocessing.mean:
         door = graph_module.graph.find_nodes(op="placeholder")[0].name
         if door in found:

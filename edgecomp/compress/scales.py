@@ -111,6 +111,21 @@ def _moved_inputs(node: Node) -> list[Node]:
     return node.all_input_nodes[:1]
 
 
+def behind_pools(
+    graph_module: GraphModule, ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """A value that only max-pools read needs their outputs' range alone: the largest of clipped values is
+    the clipped largest, so what lies below never comes out."""
+    result = dict(ranges)
+    for node in reversed(list(graph_module.graph.nodes)):
+        pools = [u.name for u in node.users if u.target is aten.max_pool2d.default]
+        if node.name in result and pools and len(pools) == len(node.users):
+            seen = [result[p] for p in pools if p in result]
+            if len(seen) == len(pools):
+                result[node.name] = (min(low for low, _ in seen), max(high for _, high in seen))
+    return result
+
+
 def without_kernel(graph_module: GraphModule) -> dict[str, str]:
     """Nodes that compute with floats and have no integer kernel, with the reason."""
     found = {}

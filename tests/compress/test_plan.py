@@ -148,3 +148,12 @@ def test_arithmetic_on_whole_numbers_stays_float() -> None:
     graph_module = capture(Positions(), (torch.zeros(1, 4, dtype=torch.int64),))
     left = scales.without_kernel(graph_module)
     assert list(left.values()) == ["aten.mul.Tensor reads whole numbers that have no scale"]
+
+
+def test_a_value_that_only_pools_read_needs_what_comes_out_of_them() -> None:
+    """The largest of each window lies in (-1, 3): what is smaller never comes out."""
+    graph_module = captured(lambda x: F.max_pool2d(torch.exp(x), 2), IMAGE)
+    found = {"x": (-9.0, 9.0), "exp": (-8.0, 3.0), "max_pool2d": (-1.0, 3.0)}
+    assert scales.behind_pools(graph_module, found) == {**found, "exp": (-1.0, 3.0)}
+    both = captured(lambda x: F.max_pool2d(y := torch.exp(x), 2).sum() + y.sum(), IMAGE)
+    assert scales.behind_pools(both, found)["exp"] == (-8.0, 3.0)
