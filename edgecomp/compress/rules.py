@@ -1,7 +1,8 @@
 """Rules by name and type: which nodes of a graph a pattern means, and what is decided for them.
 
-A pattern is a module name with wildcards (`blocks.0`, `head*`; what lies below a module belongs to it) or
-`type:` and the name of an operation (`type:conv2d`, `type:mul`).
+A pattern is a module name with wildcards (`blocks.0`, `head*`; what lies below a module belongs to it),
+`type:` and the name of an operation (`type:conv2d`), or `node:` and the name of a node of the captured graph,
+as sensitivity tables have it (`node:relu_1`).
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def matches(node: Node, pattern: str) -> bool:
     if pattern.startswith("type:"):
         parts = str(node.target).split(".")
         return len(parts) > 1 and fnmatch.fnmatch(parts[1], pattern.removeprefix("type:"))
+    if pattern.startswith("node:"):
+        return fnmatch.fnmatch(node.name, pattern.removeprefix("node:"))
     module = node.meta.get("module", "")
     return fnmatch.fnmatch(module, pattern) or module.startswith(pattern + ".")
 
