@@ -5,7 +5,7 @@ a 4-bit grid (Q4_1, groups of 32), which would flatter every method at groups of
 nearly free. The float reference is therefore the dequantized model after a few hundred steps of full
 fine-tuning on the training part of the texts.
 
-    python benchmarks/smollm2_model.py --texts FOLDER --out build/smollm2 [--steps 300]
+    python benchmarks/smollm2_model.py --texts FOLDER --out build/smollm2 [--steps 200]
 """
 
 from __future__ import annotations
@@ -129,9 +129,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--window", type=int, default=160)
-    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--window", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=4e-4)
     arguments = parser.parse_args()
     coder, model = tokenizer(), dequantized()
     texts = language_texts.load(arguments.texts)

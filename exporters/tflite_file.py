@@ -169,22 +169,29 @@ def serialize(
 
     Raises OverflowError when the file would pass the 2 GiB that a flatbuffer can address.
     """
-    writer = _Writer()
-    for _, tensor in inputs:
-        writer.tensor(tensor)
-    operators = [writer.operator(op) for op in draft.ops]
+    return serialize_all({"serving_default": (draft, inputs, outputs)}, metadata)
+
+
+Signature = tuple[Draft, Sequence[tuple[str, Tensor]], Sequence[tuple[str, Tensor]]]
+
+
+def serialize_all(signatures: Mapping[str, Signature], metadata: Mapping[str, bytes]) -> bytes:
+    """A file with a subgraph for each signature (key -> draft, inputs, outputs); equal constants are shared.
+
+    Raises OverflowError when the file would pass the 2 GiB that a flatbuffer can address.
+    """
+    writer = Writer()
     model = schema.ModelT()
     model.version = 3
     model.description = "edgecomp"
-    graph = schema.SubGraphT()
-    graph.name = "main"
-    graph.inputs = np.array([writer.tensor(t) for _, t in inputs], np.int32)
-    graph.outputs = np.array([writer.tensor(t) for _, t in outputs], np.int32)
-    graph.tensors = writer.tensors
-    graph.operators = operators
-    model.subgraphs = [graph]
+    model.subgraphs, model.signatureDefs = [], []
+    for index, (key, (draft, inputs, outputs)) in enumerate(signatures.items()):
+        writer.next_graph()
+        graph = _subgraph(writer, draft, inputs, outputs)
+        graph.name = "main" if index == 0 else key
+        model.subgraphs.append(graph)
+        model.signatureDefs.append(writer.signature(inputs, outputs, key, index))
     model.operatorCodes = writer.codes
-    model.signatureDefs = [writer.signature(inputs, outputs)]
     model.metadata = [writer.metadata(k, v) for k, v in metadata.items()]
     model.buffers = writer.buffers
     size = sum(len(b.data) for b in writer.buffers if b.data is not None)
@@ -193,6 +200,19 @@ def serialize(
     builder = flatbuffers.Builder(size + (1 << 16))
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def _subgraph(
+    writer: Writer, draft: Draft, inputs: Sequence[tuple[str, Tensor]], outputs: Sequence[tuple[str, Tensor]]
+) -> Any:
+    for _, tensor in inputs:
+        writer.tensor(tensor)
+    graph = schema.SubGraphT()
+    graph.operators = [writer.operator(op) for op in draft.ops]
+    graph.inputs = np.array([writer.tensor(t) for _, t in inputs], np.int32)
+    graph.outputs = np.array([writer.tensor(t) for _, t in outputs], np.int32)
+    graph.tensors = writer.tensors
+    return graph
 
 
 class _AlignedBuffer(schema.BufferT):
@@ -212,7 +232,7 @@ class _AlignedBuffer(schema.BufferT):
         return int(schema.BufferEnd(builder))
 
 
-class _Writer:
+class Writer:
     """Numbers tensors, buffers and operator codes in order of first use."""
 
     def __init__(self) -> None:
@@ -223,6 +243,10 @@ class _Writer:
         self._buffer_of: dict[bytes, int] = {}
         self._code_of: dict[tuple[str, int], int] = {}
         self._scales: list[Tensor] = []
+
+    def next_graph(self) -> None:
+        """Begin another subgraph: tensors are numbered anew, buffers and codes are shared."""
+        self.tensors, self._tensor_of = [], {}
 
     def tensor(self, tensor: Tensor | None) -> int:
         if tensor is None:
@@ -261,9 +285,15 @@ class _Writer:
                 setattr(made.builtinOptions, key, value)
         return made
 
-    def signature(self, inputs: Sequence[tuple[str, Tensor]], outputs: Sequence[tuple[str, Tensor]]) -> Any:
+    def signature(
+        self,
+        inputs: Sequence[tuple[str, Tensor]],
+        outputs: Sequence[tuple[str, Tensor]],
+        key: str = "serving_default",
+        graph: int = 0,
+    ) -> Any:
         made = schema.SignatureDefT()
-        made.signatureKey = "serving_default"
+        made.signatureKey, made.subgraphIndex = key, graph
         made.inputs = [self._named(name, tensor) for name, tensor in inputs]
         made.outputs = [self._named(name, tensor) for name, tensor in outputs]
         return made

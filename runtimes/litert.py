@@ -104,6 +104,11 @@ class LiteRTRuntime:
         return LiteRTSession(path, self.name, threads, resolver)
 
 
+def interpreter_module(distribution: str) -> str:
+    """The module that holds the interpreter of an installed distribution."""
+    return _MODULES[distribution]
+
+
 def _version(distribution: str) -> str | None:
     names = (distribution, "tensorflow-cpu") if distribution == "tensorflow" else (distribution,)
     for name in names:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgecomp.language.architecture import Architecture
 from edgecomp.language.decoder import MASKED, Decoder
+
+STATE_MASKED = -3e4
+"""As MASKED, within float16, which is what states and scores have in Core ML."""
 
 
 class CachedDecoder(nn.Module):
@@ -45,3 +49,58 @@ class CachedDecoder(nn.Module):
             seen_old, seen_new = seen_old & (old < window), seen_new & (new < window)
         both = torch.cat([seen_old.expand(self.count, self.room), seen_new], 1)
         return torch.where(both, 0.0, MASKED)
+
+
+def example(a: Architecture, count: int, room: int) -> tuple[Tensor, ...]:
+    """Zeros of the shapes that `CachedDecoder.forward` takes."""
+    cache = [torch.zeros(1, a.kv_heads, room, a.head_width) for _ in range(2 * a.layers)]
+    return torch.zeros(1, count, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), *cache
+
+
+class StatefulDecoder(nn.Module):
+    """ids [1, 1], position [1] -> logits [1, 1, vocabulary]; the cache is kept in buffers, one row a call.
+
+    Buffers `key_N` and `value_N` [1, kv heads, room, head] are Core ML's states.
+    """
+
+    def __init__(self, decoder: Decoder, room: int) -> None:
+        super().__init__()
+        a = decoder.architecture
+        self.decoder, self.room = decoder, room
+        self.rotations = [decoder.tables(i, torch.arange(room)) for i in range(a.layers)]
+        self.places = torch.arange(room)
+        for index in range(a.layers):
+            for part in ("key", "value"):
+                self.register_buffer(f"{part}_{index}", torch.zeros(1, a.kv_heads, room, a.head_width))
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.named_buffers() if name.startswith(("key_", "value_")))
+
+    def forward(self, ids: Tensor, position: Tensor) -> Tensor:
+        decoder = self.decoder
+        x = decoder.embedded(ids)
+        here = (self.places == position).reshape(self.room, 1)
+        for index, layer in enumerate(decoder.layers):
+            cos, sin = (table[position] for table in self.rotations[index])
+            old = position - self.places
+            window = decoder.architecture.window(index)
+            seen = (old >= 0) & (old < window) if window else old >= 0
+            mask = torch.where(seen, 0.0, STATE_MASKED)[None]
+            x = self._layer(layer, index, x, cos, sin, mask, here)
+        return decoder.head(decoder.norm(x))
+
+    def _layer(
+        self, layer: nn.Module, index: int, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, here: Tensor
+    ) -> Tensor:
+        """The layer on the whole cache, its row at `here` replaced first."""
+        rows: list[Tensor] = []
+
+        def put(new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            for part, value in zip(("key", "value"), new, strict=True):
+                state = getattr(self, f"{part}_{index}")
+                state[:] = torch.where(here, value, state)
+                rows.append(getattr(self, f"{part}_{index}"))
+            return rows[0], rows[1]
+
+        return layer(x, cos, sin, mask, put)[0]

@@ -6,7 +6,7 @@ those of the next tokens after a cache. Both use the same layers: weights decide
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,11 @@ from edgecomp.language.architecture import Architecture, read
 
 MASKED = -1e9
 """Score of a position that must not be seen; finite, so that no row of a softmax becomes NaN."""
+
+
+Pair = tuple[Tensor, Tensor]
+Past = Pair | Callable[[Pair], Pair] | None
+"""Keys and values before the new ones; or what stores the new ones and gives all; or nothing."""
 
 
 class Norm(nn.Module):
@@ -46,7 +51,7 @@ class Attention(nn.Module):
             self.k_norm = Norm(a.head_width, a.epsilon)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: Past
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x [1, T, width], cos, sin [T, head], mask [T, S] -> result, new keys, values [1, kv, T, head]."""
         a, count = self.a, x.shape[1]
@@ -56,7 +61,11 @@ class Attention(nn.Module):
         if a.head_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotated(q.transpose(1, 2), cos, sin), rotated(k.transpose(1, 2), cos, sin)
-        keys, values = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
+        keys, values = k, v
+        if callable(past):
+            keys, values = past((k, v))
+        elif past is not None:
+            keys, values = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         shared = a.heads // a.kv_heads
         grouped = (q * a.attention_scale).reshape(1, a.kv_heads, shared * count, a.head_width)
         scores = grouped @ keys.transpose(2, 3)
@@ -103,7 +112,7 @@ class Layer(nn.Module):
             self.after_gated = Norm(a.width, a.epsilon)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None = None
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: Past = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         seen, k, v = self.attention(self.before(x), cos, sin, mask, past)
         x = x + (self.after_attention(seen) if self.sandwich else seen)

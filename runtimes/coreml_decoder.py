@@ -1,0 +1,45 @@
+"""Decoders on Core ML's states: a Mac's Core ML, or the reference executor everywhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edgecomp.errors import ArtifactError, InputError
+from edgecomp.runtimes.coreml import CoreMLRuntime, ReferenceSession
+
+
+class CoreMLDecoder:
+    """An opened decoder. `position`: tokens in the cache; `room`: how many fit. One token a call."""
+
+    def __init__(self, path: Path, room: int, threads: int = 1) -> None:
+        session = CoreMLRuntime(device="reference").open(path, threads=threads)
+        if not isinstance(session, ReferenceSession) or not session.states:
+            raise ArtifactError(f"{path} has no states; write a decoder with `edgecomp export-decoder`")
+        self._session = session
+        self.room, self.position = room, 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all states in float16, as Core ML keeps them."""
+        return sum(2 * state.size for state in self._session.states.values())
+
+    def reset(self) -> None:
+        self._session.reset_states()
+        self.position = 0
+
+    def step(self, ids: np.ndarray) -> np.ndarray:
+        """Logits [n, vocabulary] of the next tokens `ids` [n]. Raises InputError when they do not fit."""
+        if self.position + len(ids) > self.room:
+            raise InputError(
+                f"{self.position + len(ids)} tokens do not fit a cache of {self.room}; shorten the prompt, "
+                "or export the decoder with more --room"
+            )
+        return np.stack([self._one(int(token)) for token in ids])
+
+    def _one(self, token: int) -> np.ndarray:
+        given = {"ids": np.full((1, 1), token, np.int32), "position": np.array([self.position], np.int32)}
+        found = self._session.run([given[spec.name] for spec in self._session.inputs])[0]
+        self.position += 1
+        return np.asarray(found, np.float32).reshape(-1)

@@ -1,0 +1,102 @@
+"""Decoders in TFLite (signatures) and Core ML (states): in steps they give the teacher-forced logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import KINDS, ids, tiny
+
+from edgecomp.compress.groupwise import QuantizeWeights
+from edgecomp.errors import ArtifactError, InputError
+from edgecomp.exporters import coreml_decoder, tflite_decoder
+from edgecomp.language import weights
+from edgecomp.language.decoder import from_transformers
+from edgecomp.runtimes.coreml_decoder import CoreMLDecoder
+from edgecomp.runtimes.litert_decoder import LiteRTDecoder
+from edgecomp.spec import Candidate, Data, TensorSpec
+
+
+def candidate(kind: str, *, four: bool = False) -> Candidate:
+    begun = Candidate(from_transformers(tiny(kind)), (TensorSpec("ids", (1, 24), "int64"),))
+    return QuantizeWeights(method="rtn", narrow=True)(begun, Data()) if four else begun
+
+
+@torch.no_grad()
+def off(found: Candidate, decoder: LiteRTDecoder | CoreMLDecoder, first: int) -> float:
+    """Largest difference from the decoder with restored weights, as a share of its largest logit."""
+    given = ids()
+    parts = [decoder.step(given[:first]), *(decoder.step(given[i : i + 1]) for i in range(first, 24))]
+    expected = weights.of(found).restored()(torch.from_numpy(given)[None])[0].numpy()
+    return float(np.abs(np.concatenate(parts) - expected).max() / np.abs(expected).max())
+
+
+def tflite(found: Candidate, path: Path, target: str) -> LiteRTDecoder:
+    tflite_decoder.export(found, weights.of(found), path, target=target, room=40, chunk=6)
+    return LiteRTDecoder(path, 40)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tflite_float(kind: str, tmp_path: Path) -> None:
+    found = candidate(kind)
+    assert off(found, tflite(found, tmp_path / "m.tflite", "tflite-fp32"), 13) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3"])
+def test_tflite_four_bits(kind: str, tmp_path: Path) -> None:
+    """Activations become int8 at run time in LiteRT's 4-bit kernels."""
+    found = candidate(kind, four=True)
+    decoder = tflite(found, tmp_path / "m.tflite", "tflite-int4")
+    assert off(found, decoder, 13) < 0.05
+    decoder.reset()
+    assert off(found, decoder, 6) < 0.05
+
+
+def test_signatures_share_their_weights(tmp_path: Path) -> None:
+    found = candidate("llama")
+    tflite(found, tmp_path / "m.tflite", "tflite-fp32")
+    size = 4 * sum(p.numel() for p in found.module.parameters())
+    assert (tmp_path / "m.tflite").stat().st_size < 1.3 * size + 60_000
+
+
+@pytest.mark.parametrize("kind, four", [("llama", False), ("llama", True), ("gemma3", True)])
+def test_coreml_states(kind: str, four: bool, tmp_path: Path) -> None:
+    """The reference executor rounds to float16 after every operation, as Core ML's units do."""
+    found, path = candidate(kind, four=four), tmp_path / "m.mlpackage"
+    target = "coreml-int4" if four else "coreml-fp16"
+    coreml_decoder.export(found, weights.of(found), path, target=target, room=32)
+    decoder = CoreMLDecoder(path, 32)
+    assert off(found, decoder, 5) < 0.01
+    a = found.original.architecture if found.original is not None else found.module.architecture
+    assert decoder.cache_bytes == 2 * 2 * a.layers * a.kv_heads * 32 * a.head_width
+    decoder.reset()
+    assert off(found, decoder, 20) < 0.01
+
+
+def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
+    found = candidate("llama")
+    decided = weights.of(found)
+    for module, suffix, int4 in (
+        (tflite_decoder, "tflite", "tflite-int4"), (coreml_decoder, "mlpackage", "coreml-int4"),
+    ):  # fmt: skip
+        path = tmp_path / f"m.{suffix}"
+        with pytest.raises(InputError, match="cache is 'int8'"):
+            target = int4.replace("int4", "fp32" if suffix == "tflite" else "fp16")
+            module.export(found, decided, path, target=target, room=32, storage="int8")
+        with pytest.raises(InputError, match="quantize-weights"):
+            module.export(found, decided, path, target=int4, room=32)
+        with pytest.raises(InputError, match="is written as"):
+            module.export(found, decided, path, target=f"{suffix}-int16x8", room=32)
+
+
+def test_more_tokens_than_the_cache_holds_are_refused(tmp_path: Path) -> None:
+    found = candidate("llama")
+    tflite_decoder.export(
+        found, weights.of(found), tmp_path / "m.tflite", target="tflite-fp32", room=16, chunk=4
+    )
+    with pytest.raises(InputError, match="24 tokens do not fit a cache of 16"):
+        LiteRTDecoder(tmp_path / "m.tflite", 16).step(ids())
+    with pytest.raises(ArtifactError, match="no artifact"):
+        LiteRTDecoder(tmp_path / "none.tflite", 16)
