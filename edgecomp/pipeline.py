@@ -43,6 +43,7 @@ _FLOAT_STEPS = (
     "prune-to-budget",
     "finetune",
     "distill",
+    "distill-text",
 )
 
 
