@@ -262,6 +262,25 @@ class StoredWeight:
         return 8.0 * self.bytes / self.elements
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What one operation of an artifact will be, told before it is written.
+
+    `name`: the value that it gives, as the artifact will name it. `runs`: `integer`, `float`, `index` (of
+    positions or shapes), `inside` (computed by the operation before it), or `none` (the target cannot express
+    it). `why`: the reason where it is not `integer`. `node`: the graph node that it comes from. `placed_on`:
+    where it will run, "" where that is not told.
+    """
+
+    name: str
+    type: str
+    module: str
+    runs: str
+    why: str
+    node: str
+    placed_on: str = ""
+
+
 class Step(Protocol):
     """A compression step: a dataclass whose fields are the recipe's keys."""
 

@@ -90,15 +90,8 @@ class TFLiteExporter:
         missing = self._plan_problem(candidate)
         if missing is not None:
             raise ModelError(missing.reason)
-        graph_module = _captured(candidate)
-        lowering = self._lowered(candidate, graph_module)
-        if lowering.problems:
-            raise UnsupportedOpError(_message(self.target, lowering.problems))
-        inputs = self._inputs(candidate, graph_module, lowering)
-        outputs = self._outputs(graph_module, lowering)
-        _name_tensors(lowering, [t for _, t in inputs], [t for _, t in outputs])
-        lowering.draft.clean([t for _, t in outputs])
-        skipped = self._skipped(graph_module, lowering)
+        lowering, inputs, outputs = self.drafted(candidate)
+        skipped = self._skipped(lowering.graph_module, lowering)
         draft = manifest.draft(
             candidate,
             data,
@@ -110,6 +103,23 @@ class TFLiteExporter:
             made_with=("flatbuffers", "ai-edge-litert"),
         )
         return self._write(draft, lowering, inputs, outputs, out)
+
+    def drafted(
+        self, candidate: Candidate
+    ) -> tuple[Lowering, list[tuple[TensorSpec, Tensor]], list[tuple[TensorSpec, Tensor]]]:
+        """The file's operations in their final form, and its inputs and outputs; nothing is written.
+
+        Raises UnsupportedOpError when `problems` is not empty.
+        """
+        graph_module = _captured(candidate)
+        lowering = self._lowered(candidate, graph_module)
+        if lowering.problems:
+            raise UnsupportedOpError(_message(self.target, lowering.problems))
+        inputs = self._inputs(candidate, graph_module, lowering)
+        outputs = self._outputs(graph_module, lowering)
+        _name_tensors(lowering, [t for _, t in inputs], [t for _, t in outputs])
+        lowering.draft.clean([t for _, t in outputs])
+        return lowering, inputs, outputs
 
     def _plan_problem(self, candidate: Candidate) -> Problem | None:
         numerics = TARGETS[self.target]

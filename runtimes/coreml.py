@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from edgecomp.errors import DataError
-from edgecomp.runtimes import coreml_apple, coreml_package, coreml_weights
+from edgecomp.runtimes import coreml_apple, coreml_kernels, coreml_package, coreml_weights
 from edgecomp.runtimes.coreml_package import Operation, Package
 from edgecomp.runtimes.coreml_program import Program
 from edgecomp.runtimes.coreml_proto import VERSION
@@ -90,6 +90,13 @@ class ReferenceSession:
     def placement(self) -> list[OpPlacement]:
         """Every operation with the type of its first output; compressed weights with the type stored."""
         return [_placed(o) for o in self.package.main.walk() if o.type != "const"]
+
+    def realized(self) -> list[OpPlacement]:
+        """One row for each weight that an operation of the program uses, by the form in which it is stored.
+
+        `name` is `conv 32x3x3x3 #1`: the operation, the weight's shape, and a count of its like.
+        """
+        return coreml_kernels.weights(self.package.main)
 
     @property
     def states(self) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from edgecomp import manifest
 from edgecomp.errors import ArtifactError, DataError, InputError
-from edgecomp.runtimes import onnxruntime_weights
+from edgecomp.runtimes import onnxruntime_kernels, onnxruntime_weights
 from edgecomp.spec import OpPlacement, StoredWeight, TensorSpec
 
 _DTYPES = {
@@ -113,6 +113,15 @@ class OnnxSession:
     def stored_weights(self) -> list[StoredWeight]:
         """Every weight with the bits that it takes in the file."""
         return onnxruntime_weights.read(self._path)
+
+    def realized(self) -> list[OpPlacement]:
+        """Operations of the file as they really run: after fusion, with this session's options."""
+        chosen = options(self._options.intra_op_num_threads, self._optimized)
+        return onnxruntime_kernels.kernels(self._path, chosen, self._providers, _open)
+
+    @property
+    def _optimized(self) -> bool:
+        return bool(self._options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
 
     def placement(self) -> list[OpPlacement]:
         """Operations of the file with the dtype that each computes in, before fusion."""

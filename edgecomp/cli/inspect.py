@@ -14,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from edgecomp import files, manifest, registry
-from edgecomp.cli.common import artifact_argument, json_option, show
-from edgecomp.errors import ArtifactError, MissingError
+from edgecomp.cli.common import data_option, json_option, show
+from edgecomp.cli.inspect_forecast import render_against, render_forecast
+from edgecomp.cli.step import shape
+from edgecomp.errors import ArtifactError, InputError, MissingError
 from edgecomp.spec import OpPlacement, Session, TensorSpec
 
 # Targets whose every operation has integer types in the file. In a QDQ file an operation has float types and
@@ -39,6 +41,7 @@ def facts(path: Path) -> dict[str, Any]:
         told["inputs"] = [asdict(t) for t in session.inputs]
         told["outputs"] = [asdict(t) for t in session.outputs]
     placed = session.placement() if session else None
+    kernels = _kernels(session, told["format"], notes)
     ops = None if placed is None else count(placed)
     unexplained = unexplained_floats(placed or [], told["target"], told["skipped"])
     read = getattr(session, "stored_weights", None)
@@ -47,10 +50,22 @@ def facts(path: Path) -> dict[str, Any]:
         **told,
         "runtime": runtime,
         "ops": ops,
+        "kernels": kernels,
         "weights": weights,
         "float_without_reason": unexplained,
         "notes": notes,
     }
+
+
+def _kernels(session: Any, form: str, notes: list[str]) -> list[dict[str, Any]] | None:
+    """What ONNX Runtime really runs, after fusion: kernels by type, dtype and provider; None elsewhere."""
+    if form != "onnx" or not hasattr(session, "realized"):
+        return None
+    try:
+        return count([op for op in session.realized() if op.dtype])
+    except ArtifactError as error:
+        notes.append(str(error))
+        return None
 
 
 def _told(path: Path) -> dict[str, Any]:
@@ -111,7 +126,9 @@ def render(shown: dict[str, Any]) -> RenderableType:
     if shown["labels"]:
         parts.append(Text(f"labels: {', '.join(shown['labels'][:12])}{' ...' * (len(shown['labels']) > 12)}"))
     if shown["ops"] is not None:
-        parts += [Text(), _ops(shown["ops"])]
+        parts += [Text(), _ops(shown["ops"], "ops")]
+    if shown["kernels"] is not None:
+        parts += [Text(), _ops(shown["kernels"], "kernels")]
     if shown["weights"]:
         parts += [Text(), _weights(shown["weights"])]
     parts += [Text(), *_left_float(shown)]
@@ -154,9 +171,9 @@ def _preprocessing(facts: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
 
 
-def _ops(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _ops(rows: Sequence[Mapping[str, Any]], what: str) -> Table:
     total = sum(row["count"] for row in rows)
-    table = Table("ops", "type", "dtype", "placed on", box=None, pad_edge=False)
+    table = Table(what, "type", "dtype", "placed on", box=None, pad_edge=False)
     for row in rows:
         table.add_row(str(row["count"]), row["type"], row["dtype"], row["placed_on"])
     table.add_row(str(total), "in all", "", "")
@@ -182,11 +199,42 @@ def _left_float(shown: dict[str, Any]) -> list[Text]:
 
 
 @click.command("inspect")
-@artifact_argument
+@click.argument("subject", metavar="ARTIFACT|MODEL")
+@click.option("--target", metavar="T", help="Forecast what this target will make of MODEL.")
+@click.option("--model", metavar="MODEL", help="Put the forecast from MODEL beside the artifact's real ops.")
+@click.option("--weights", metavar="FILE", type=click.Path(path_type=Path), help="State dict of MODEL.")
+@data_option("--data", "Data that tells MODEL's input shapes.")
+@click.option(
+    "--input-shape", "shapes", multiple=True, metavar="N,N,...",
+    help="Shape of an input, batch 1 first, where no data tells; repeatable.",
+)  # fmt: skip
 @json_option
-def command(artifact: Path, json_path: str | None) -> None:
+def command(
+    subject: str,
+    target: str | None,
+    model: str | None,
+    weights: Path | None,
+    data: str | None,
+    shapes: tuple[str, ...],
+    json_path: str | None,
+) -> None:
     """Show inputs, outputs, preprocessing, ops by dtype, bits per weight, and what stayed float and why.
 
-    ARTIFACT is a .tflite or .onnx file or an .mlpackage folder.
+    ARTIFACT is a .tflite or .onnx file or an .mlpackage folder. With --target, before any export: which ops
+    of MODEL the target will run in integers, in float, or not at all, why, and from which source line.
     """
-    show(facts(artifact), json_path, render)
+    if target is None and model is None:
+        show(facts(Path(subject)), json_path, render)
+        return
+    from edgecomp import forecast
+    from edgecomp.pipeline_single import Model
+
+    if target is not None and model is not None:
+        raise InputError("give --target with a MODEL, or --model with an ARTIFACT: one of the two")
+    given = Model(model or subject, weights, tuple(shape(s) for s in shapes))
+    if target is not None:
+        show(forecast.of_model(given, target, data), json_path, render_forecast)
+        return
+    known = facts(Path(subject))
+    beside = forecast.of_artifact(Path(subject), given)
+    show({**known, "forecast": beside}, json_path, lambda f: Group(render(f), *render_against(beside)))
