@@ -8,7 +8,7 @@ scales are the plan's, the opset is an old one, and the bytes depend on the cand
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -17,8 +17,8 @@ from onnx import helper
 from torch.fx import GraphModule
 
 from edgecomp import files, manifest
-from edgecomp.errors import InputError, ModelError, UnknownNameError, UnsupportedOpError
-from edgecomp.exporters import onnx_dynamic, onnx_int4
+from edgecomp.errors import DataError, InputError, ModelError, UnknownNameError, UnsupportedOpError
+from edgecomp.exporters import onnx_dynamic, onnx_int4, onnx_safe_x86
 from edgecomp.exporters.onnx_lower import Lowering, results
 from edgecomp.exporters.onnx_ops import OPS
 from edgecomp.graph import capture
@@ -30,6 +30,7 @@ from edgecomp.spec import (
     Layout,
     Problem,
     QuantizationPlan,
+    StepRecord,
     TensorQuantization,
     TensorSpec,
 )
@@ -45,6 +46,7 @@ class OnnxExporter:
 
     For `onnx-int4`, where no `quantize-weights` decided before: `group_size` (16, 32, 64 or 128 inputs) and
     `symmetric`. `accuracy_level`: how ONNX Runtime multiplies there, 0 its choice, 1 float32, 4 int8.
+    `safe_x86` (`onnx-qdq`): no 8-bit product saturates on an x86 without VNNI; needs calibration data.
     """
 
     target: str = "onnx-qdq"
@@ -52,12 +54,15 @@ class OnnxExporter:
     group_size: int = 32
     symmetric: bool = True
     accuracy_level: int = 4
+    safe_x86: bool = False
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise UnknownNameError("target", self.target, TARGETS)
         if self.group_size not in groupwise.SIZES:
             raise InputError(f"group_size is {self.group_size}; expected 16, 32, 64 or 128")
+        if self.safe_x86 and self.target != "onnx-qdq":
+            raise InputError(f"safe_x86 is a setting of onnx-qdq, not of {self.target}")
         if not 0 <= self.accuracy_level <= 4:
             raise InputError(f"accuracy_level is {self.accuracy_level}; expected 0 to 4")
 
@@ -79,6 +84,7 @@ class OnnxExporter:
         if problems:
             listed = "; ".join(f"{p.op} in {p.module or 'the model'}: {p.reason}" for p in problems[:5])
             raise UnsupportedOpError(f"{self.target} cannot be exported: {listed}")
+        candidate = self._spared(candidate, data)
         graph_module = captured(candidate)
         plan = candidate.quantization if self.target == "onnx-qdq" else None
         inputs, outputs = ends(candidate, graph_module, self.output_names)
@@ -94,6 +100,22 @@ class OnnxExporter:
             else Lowering(graph_module, plan or _EMPTY, dynamic)
         )
         return write(draft, lowering.model([i.name for i in inputs], [o.name for o in outputs]), out)
+
+    def _spared(self, candidate: Candidate, data: Data) -> Candidate:
+        """The candidate as it is exported: with `safe_x86`, some weights rounded on larger scales."""
+        if not self.safe_x86 or candidate.quantization is None:
+            return candidate
+        source = data.calibration or data.train or data.evaluation
+        if source is None or len(source) == 0:
+            raise DataError("safe_x86 rounds weights with their inputs in view: give --calib SRC")
+        found = onnx_safe_x86.mend(captured(candidate), candidate.quantization, source)
+        record = StepRecord("safe-x86", "export", {}, tuple(found.notes))
+        return replace(
+            candidate,
+            module=found.graph_module,
+            quantization=found.plan,
+            history=(*candidate.history, record),
+        )
 
     def _blocks(
         self, candidate: Candidate, graph_module: GraphModule

@@ -31,6 +31,10 @@ from edgecomp.errors import GateFailed, InputError
     "--input-shape", "shapes", multiple=True, metavar="N,N,...",
     help="Shape of an input, batch 1 first, where no data tells; repeatable.",
 )  # fmt: skip
+@click.option(
+    "--safe-x86", is_flag=True,
+    help="No 8-bit sum of onnx-qdq saturates on an x86 without VNNI (in a recipe, safe_x86: true).",
+)  # fmt: skip
 @click.option("--no-parity", is_flag=True, help="Do not compare the artifacts with the float model.")
 @click.option("--gate", "gates", multiple=True, metavar="EXPR", help="A condition on every artifact.")
 @click.option(
@@ -47,6 +51,7 @@ def command(
     weights: Path | None,
     preprocessing: Path | None,
     shapes: tuple[str, ...],
+    safe_x86: bool,
     no_parity: bool,
     gates: tuple[str, ...],
     settings: tuple[str, ...],
@@ -60,7 +65,8 @@ def command(
     from edgecomp.pipeline_single import Model, Sources, export_model
 
     check_names(gates)
-    quantize, exporters = _settings(settings, targets)
+    safe = ("onnx-qdq.safe_x86=true",) if safe_x86 else ()
+    quantize, exporters = _settings((*settings, *safe), targets)
     result = export_model(
         Model(model, weights, tuple(shape(s) for s in shapes)),
         targets,

@@ -28,6 +28,29 @@ def x86_pair_risk(weights: np.ndarray, axis: int = 0) -> float:
     return float(np.mean(risks))
 
 
+def in_kernel_order(weights: np.ndarray) -> np.ndarray:
+    """[out, in, *kernel] -> [out, K] as ONNX Runtime's kernels go through it: channels fastest."""
+    return np.moveaxis(weights, 1, -1).reshape(weights.shape[0], -1)
+
+
+def x86_excess(rows: np.ndarray, channels: int) -> np.ndarray:
+    """For each output [out], the largest sum of two neighbouring products over what int16 holds.
+
+    Above 1 the kernel can saturate, at 1 or below it cannot, whatever the activations (0 to 255) are. `rows`:
+    integer weights [out, K] in kernel order. `channels`: input channels; kernels take them in pairs, and
+    where their number is odd pairs may begin anywhere.
+
+    >>> x86_excess(np.array([[127, 1, -127, 127], [127, 127, 0, 0]]), 4).round(2).tolist()
+    [1.0, 1.98]
+    """
+    rows = rows.astype(np.int64) * _LARGEST_UINT8
+    step = 2 if channels % 2 == 0 else 1
+    first, second = rows[:, :-1:step], rows[:, 1::step]
+    largest = (np.maximum(first, 0) + np.maximum(second, 0)).max(1, initial=0)
+    smallest = (np.minimum(first, 0) + np.minimum(second, 0)).min(1, initial=0)
+    return np.maximum(largest / _LARGEST_INT16, smallest / -(_LARGEST_INT16 + 1))
+
+
 def arm_pair_risk(weights: np.ndarray) -> float:
     """Share of weights that are -128: only they can overflow SMULL and SMLAL's int16 sum of two products.
 

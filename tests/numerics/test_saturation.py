@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgecomp.numerics.saturation import arm_pair_risk, x86_pair_risk
+from edgecomp.numerics.saturation import arm_pair_risk, in_kernel_order, x86_excess, x86_pair_risk
 
 RNG = np.random.default_rng(0)
 
@@ -40,3 +40,26 @@ def test_x86_axis():
 def test_arm():
     assert arm_pair_risk(np.array([-127, 127, 0], np.int8)) == 0
     assert arm_pair_risk(np.array([-128, 127, 0, 0], np.int8)) == 0.25
+
+
+def test_x86_excess_is_the_enumeration_and_one_at_the_limit():
+    rows = RNG.integers(-127, 128, (6, 8)).astype(np.int8)
+    for row, found in zip(rows, x86_excess(rows, 4), strict=True):
+        sums = [
+            a * int(u) + b * int(v)
+            for u, v in zip(row[::2], row[1::2], strict=True)
+            for a in (0, 255)
+            for b in (0, 255)
+        ]
+        assert found == pytest.approx(max(max(sums) / 32767, min(sums) / -32768))
+    assert x86_excess(np.array([[64, 64]]), 2)[0] <= 1 < x86_excess(np.array([[65, 64]]), 2)[0]
+
+
+def test_an_odd_number_of_channels_has_pairs_anywhere():
+    rows = np.array([[1, 100, 100, 1, 0, 0]])
+    assert x86_excess(rows, 2)[0] < 1 < x86_excess(rows, 3)[0]
+
+
+def test_kernel_order_has_channels_fastest():
+    weights = np.arange(12).reshape(1, 3, 2, 2)
+    assert in_kernel_order(weights).tolist() == [[0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]]
