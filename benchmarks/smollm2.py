@@ -6,8 +6,8 @@
 The shipped weights lie on a 4-bit grid of groups of 32 already, which would flatter every method there: the
 reference is the model of `smollm2_model.py`, fine-tuned off that grid. Perplexity: windows of `--window`
 tokens, stride the same (no overlap), the first `--windows` of the evaluation part of each text; calibration
-is `--rows` rows of 256 tokens of the training part. All methods round the same float model and are evaluated by the same
-float arithmetic on their restored weights. `lost` is perplexity - float perplexity. Speed: medians of turns.
+is `--rows` rows of 256 tokens of the training part. All methods round the same float model and are evaluated
+by the same float arithmetic on their restored weights. `lost` is perplexity - float perplexity. Speed: medians of turns.
 """
 
 from __future__ import annotations

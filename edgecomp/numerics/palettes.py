@@ -17,9 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgecomp.numerics import palette_halves
+
 _CHUNK = 1 << 20
 """Values whose tables are held at once: 16 layers of int32 are then 64 MB."""
 _POLISH = 50
+_COUNTED_FROM = 4096
+"""Values of a group from which counting float16 patterns is faster than sorting."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +61,21 @@ def fit(
     groups, n = values.shape
     lut = np.empty((groups, entries), np.float32)
     indices = np.empty((groups, n), np.uint8)
+    bits = palette_halves.patterns(values) if n > _COUNTED_FROM else None
     rows = max(1, min(_CHUNK // min(n, resolution), 4 * _CHUNK // n))
     for start in range(0, groups, rows):
         part = slice(start, start + rows)
         weights = None if importance is None else importance[part]
-        lut[part] = _centroids(values[part].astype(np.float64), weights, entries, resolution)
+        points = values[part].astype(np.float64) if bits is None else None
+        if points is None:
+            points, weights = palette_halves.counted(bits[part], weights)  # type: ignore[index]
+        lut[part] = _centroids(points, weights, entries, resolution)
     lut = np.sort(lut.astype(dtype).astype(np.float32), axis=1)
     for row in range(groups):
-        indices[row] = nearest(values[row], lut[row])
+        if bits is None or n < palette_halves.PATTERNS:
+            indices[row] = nearest(values[row], lut[row])
+        else:
+            indices[row] = palette_halves.indices(bits[row], _middles(lut[row]))
     return Palettes(lut, indices)
 
 
@@ -85,8 +96,11 @@ def _check(values: np.ndarray, entries: int, importance: np.ndarray | None) -> N
 
 def nearest(values: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Index of the nearest entry of an ascending palette for every value; of two, the smaller entry."""
-    middles = (palette[1:].astype(np.float64) + palette[:-1]) / 2
-    return np.searchsorted(middles, values, side="left").astype(np.uint8)
+    return np.searchsorted(_middles(palette), values, side="left").astype(np.uint8)
+
+
+def _middles(palette: np.ndarray) -> np.ndarray:
+    return (palette[1:].astype(np.float64) + palette[:-1]) / 2
 
 
 def _centroids(values: np.ndarray, weights: np.ndarray | None, entries: int, resolution: int) -> np.ndarray:

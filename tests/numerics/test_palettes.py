@@ -142,3 +142,24 @@ def test_bad_importance() -> None:
         palettes.fit(np.zeros((1, 2)), 2, importance=np.array([[1.0, -1.0]]))
     with pytest.raises(ValueError, match="shape"):
         palettes.fit(np.zeros((1, 2)), 2, importance=np.ones((1, 3)))
+
+
+def test_counted_halves_give_what_sorted_values_do() -> None:
+    """float16 values are counted by pattern; a shift beyond float16 makes the same groups be sorted."""
+    values = (np.random.default_rng(5).standard_t(4, (2, 9000)) * 0.1).astype(np.float16).astype(np.float32)
+    weights = np.random.default_rng(6).uniform(0, 2, values.shape)
+    for importance in (None, weights):
+        counted = palettes.fit(values, 16, importance=importance, dtype=np.float32)
+        apart = palettes.fit(values * np.float32(1 + 2.0**-20), 16, importance=importance, dtype=np.float32)
+        square = np.square(counted.values() - values) * (1 if importance is None else importance)
+        other = np.square(apart.values() - values) * (1 if importance is None else importance)
+        assert square.sum() == pytest.approx(other.sum(), rel=2e-3)
+        assert (palettes.nearest(values[0], counted.lut[0]) == counted.indices[0]).all()
+
+
+def test_a_large_group_takes_the_nearest_entry_by_pattern() -> None:
+    values = np.linspace(-2, 2, 70000).astype(np.float16).astype(np.float32)[None]
+    found = palettes.fit(values, 4)
+    np.testing.assert_array_equal(found.indices[0], palettes.nearest(values[0], found.lut[0]))
+    # Four equal parts of a uniform distribution: entries in the middle of each, the optimum.
+    np.testing.assert_allclose(found.lut[0], [-1.5, -0.5, 0.5, 1.5], atol=4e-3)
