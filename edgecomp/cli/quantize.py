@@ -1,27 +1,105 @@
-"""`edgecomp quantize`: choose scales once, for every target."""
+"""`edgecomp quantize`: choose scales once, for every target; within a budget where one is given."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from edgecomp.cli import step
+
+_ROWS = 20
+_BAR = 20
 
 
 @click.command("quantize")
 @step.options
 @click.option("--samples", type=int, help="Calibration samples that are used.")
 @click.option(
-    "--groups", is_flag=True, help="Weights of 4 bits in groups and float activations (quantize-weights)."
+    "--max-drop",
+    type=float,
+    metavar="POINTS",
+    help="Try methods, cheap ones first, until no more is lost: points of the metric, or of top-1 agreement.",
 )
-def command(samples: int | None, groups: bool, **facts: Any) -> None:
+@click.option(
+    "--size-bytes", type=int, help="With --max-drop: 4-bit weights, where they cost least, until they fit."
+)
+@click.option("--sensitivity", is_flag=True, help="Also show what each weight and activation costs alone.")
+def command(
+    samples: int | None, max_drop: float | None, size_bytes: int | None, sensitivity: bool, **facts: Any
+) -> None:
     """Quantize MODEL (or a checkpoint of edgecomp) with calibration data, and write a checkpoint.
 
     Needs --calib. `edgecomp export CHECKPOINT` then lowers the same scales to every integer target.
-    Other settings of the step: --set observer=mse --set activation_bits=16.
-
-    With --groups only weights become integers, for onnx-int4, tflite-int4 and coreml-int4; settings are then
-    such as --set method=hqq --set group_size=128 --set symmetric=false --set scaling=awq.
+    Other settings of the step: --set observer=mse --set "rules={blocks.0: {activation_bits: 16}}".
     """
-    step.run("quantize-weights" if groups else "quantize", facts, {"samples": samples})
+    if size_bytes is not None and max_drop is None:
+        raise click.UsageError("--size-bytes goes with --max-drop: say what may be lost for it")
+    extra = {"samples": samples, "max_drop": max_drop, "size_bytes": size_bytes}
+    name = "quantize" if max_drop is None else "quantize-to-budget"
+
+    def then(result: dict[str, Any]) -> RenderableType:
+        below: list[RenderableType] = []
+        if max_drop is not None:
+            below.append(attempts(result["settings"]["attempts"]))
+        if sensitivity:
+            result["sensitivity"] = _measured(Path(result["checkpoint"]), facts)
+            below.append(costs(result["sensitivity"]))
+        return Group(*below)
+
+    step.run(name, facts, extra, then=then)
+
+
+def _measured(checkpoint: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from edgecomp.pipeline_sensitivity import of_checkpoint
+    from edgecomp.pipeline_single import Sources
+
+    sources = Sources(facts["train"], facts["calib"], facts["data"], facts["preprocessing"])
+    return of_checkpoint(checkpoint, sources)
+
+
+def attempts(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What each method gained over what was kept before it, and what it cost."""
+    table = Table(
+        "method", "SQNR dB", "gain", "drop", "gained", "seconds", "bytes", "", box=None, pad_edge=False
+    )
+    for row in rows:
+        quality = row["quality"]
+        table.add_row(
+            row["method"],
+            format(quality["sqnr_db"], ".2f"),
+            _signed(row["gain_db"]),
+            format(quality["drop"], ".2f"),
+            _signed(row["gain_points"]),
+            format(row["seconds"], ".1f"),
+            format(row["size_bytes"], ","),
+            "kept" if row["kept"] else "left out",
+        )
+    return table
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else format(value, "+.2f")
+
+
+def costs(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The most harmful roundings, each alone, with its share of all noise as a bar."""
+    table = Table("rounding", "name", "module", "bits", "SQNR dB", "share", "", box=None, pad_edge=False)
+    largest = max((row["share"] for row in rows), default=1.0) or 1.0
+    for row in rows[:_ROWS]:
+        table.add_row(
+            row["kind"],
+            row["name"],
+            row["module"],
+            str(row["bits"]),
+            format(row["sqnr_db"], ".1f"),
+            format(row["share"], ".1%"),
+            "█" * round(_BAR * row["share"] / largest),
+        )
+    left = len(rows) - _ROWS
+    return Group(table, Text(f"and {left} more with less")) if left > 0 else table

@@ -47,10 +47,17 @@ def options(command: F) -> F:
     return command
 
 
-def run(name: str, facts: Mapping[str, Any], extra: Mapping[str, Any], teacher: str | None = None) -> None:
+def run(
+    name: str,
+    facts: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    teacher: str | None = None,
+    then: Callable[[dict[str, Any]], RenderableType] | None = None,
+) -> None:
     """Run the step `name` with the options of `options`, and print what it changed.
 
-    `extra`: settings that the command has options of its own for; None means not given.
+    `extra`: settings that the command has options of its own for; None means not given. `then`: adds facts of
+    its own to the result, and gives what is printed below it.
     """
     wait_without_spinning()
     from edgecomp.pipeline_single import Model, Sources, one_step
@@ -64,7 +71,8 @@ def run(name: str, facts: Mapping[str, Any], extra: Mapping[str, Any], teacher: 
         facts["out"],
         teacher,
     )
-    show(result, facts["json_path"], render)
+    below = then(result) if then else None
+    show(result, facts["json_path"], lambda found: Group(render(found), below) if below else render(found))
 
 
 def shape(text: str) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,14 @@ from edgecomp.compress import plan, scales
 from edgecomp.compress.fit import fit
 from edgecomp.compress.observe import Observer
 from edgecomp.compress.ptq import Quantize, example_inputs
+from edgecomp.compress.rounding import Rounding
+from edgecomp.compress.rules import Rule
 from edgecomp.compress.training import Training, check, first_output, task_loss
 from edgecomp.errors import DataError, ModelError
 from edgecomp.graph import capture, constants
 from edgecomp.graph.batch import with_batch
 from edgecomp.graph.vocabulary import WEIGHTED
+from edgecomp.numerics import affine
 from edgecomp.spec import Candidate, Data, QuantizationPlan, StepRecord, TensorQuantization
 
 
@@ -36,7 +39,8 @@ class QuantizeAwareTraining(Training):
 
     `alpha`: share of the loss that is regression on the float model's outputs (1: no labels are needed;
     Ba and Caruana, NeurIPS 2014), the rest is the task's loss on labels. Training starts from the ranges of
-    post-training calibration (`observer`, `samples`); `exclude` as in `quantize`.
+    post-training calibration (`observer`, `samples`). `rounding`, `equalize`, `rules` and `exclude` as in
+    `quantize`; with another rounding than "nearest" the trained weights start from its integers.
     """
 
     epochs: int = 4
@@ -47,6 +51,9 @@ class QuantizeAwareTraining(Training):
     samples: int = 128
     weight_bits: int = 8
     activation_bits: int = 8
+    rounding: Rounding = "nearest"
+    equalize: float = 0.0
+    rules: Mapping[str, Rule] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -58,7 +65,9 @@ class QuantizeAwareTraining(Training):
         return Quantize(
             observer=self.observer,
             samples=self.samples,
-            rounding="nearest",
+            rounding=self.rounding,
+            equalize=self.equalize,
+            rules=self.rules,
             weight_bits=self.weight_bits,
             activation_bits=self.activation_bits,
             exclude=self.exclude,
@@ -73,7 +82,8 @@ class QuantizeAwareTraining(Training):
         start = self._calibration()(candidate, data)
         if start.quantization is None:
             raise ModelError("calibration gave no plan; please report the model that did this")
-        student = _Student(trainable(start.module, start.quantization))
+        learner = trainable(start.module, start.quantization, self.rounding != "nearest")
+        student = _Student(learner)
         notes = fit(student, data.train, self, self._objective(candidate))
         module, quantization = finished(start.module, student.graph_module, start.quantization)
         record = StepRecord("qat", "quantize", asdict(self), notes)
@@ -123,14 +133,19 @@ class _Student(nn.Module):
         return found
 
 
-def trainable(graph_module: GraphModule, quantization: QuantizationPlan) -> GraphModule:
-    """A copy that learns: fake quantization at every scale of the plan, weights and biases as parameters."""
+def trainable(
+    graph_module: GraphModule, quantization: QuantizationPlan, from_integers: bool = False
+) -> GraphModule:
+    """A copy that learns: fake quantization at every scale of the plan, weights and biases as parameters.
+
+    `from_integers`: weights start as the plan's integers stand for them, not as the graph's own values.
+    """
     result = copy.deepcopy(graph_module)
     groups = scales.group(graph_module, _bits(quantization))
     steps: dict[str, Node] = {}
     for node in list(result.graph.nodes):
         if node.target in WEIGHTED and node.name not in quantization.float_nodes:
-            _learn_layer(result, node, quantization)
+            _learn_layer(result, node, quantization, from_integers)
         q = quantization.activations.get(node.name)
         if q is not None and node.op != "get_attr":
             root = groups.find(node.name)
@@ -157,12 +172,16 @@ def _label(name: str, kind: str) -> str:
     return f"{name.replace('.', '_')}__{kind}"
 
 
-def _learn_layer(graph_module: GraphModule, layer: Node, quantization: QuantizationPlan) -> None:
+def _learn_layer(
+    graph_module: GraphModule, layer: Node, quantization: QuantizationPlan, from_integers: bool
+) -> None:
     name = str(layer.args[1].target)
     q = quantization.weights.get(name)
     if q is None:
         return
     value = constants.value_of(graph_module, layer.args[1])
+    if from_integers and q.values is not None:
+        value = torch.from_numpy(affine.dequantize(q.values, q))
     graph = graph_module.graph
     with graph.inserting_before(layer):
         weight = _parameter(graph_module, _label(name, "weight"), value, graph, True)
