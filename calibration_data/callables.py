@@ -58,6 +58,11 @@ class CallableSource:
             self._length = sum(1 for _ in self._samples())
         return self._length
 
+    @property
+    def encode(self) -> Any:
+        """The source's own text -> tokens, where it has one; AttributeError where it has not."""
+        return self._source.encode  # type: ignore[union-attr]
+
     def batches(self, size: int, *, shuffle_seed: int | None = None) -> Iterator[Batch]:
         """As `DataSource.batches`; a stream is shuffled within a window of SHUFFLE_WINDOW samples."""
         check_size(size)

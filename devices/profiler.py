@@ -19,10 +19,15 @@ from edgecomp import door, files, manifest
 from edgecomp.devices import health, host
 from edgecomp.devices.host import Figures, Progress, Request, Settings
 from edgecomp.devices.transport import Transport
-from edgecomp.errors import ArtifactError, InputError
+from edgecomp.errors import ArtifactError, InputError, UnknownNameError
 from edgecomp.numerics import statistics
 
 SUFFIXES = (".tflite", ".onnx", ".mlpackage")
+RUNTIMES = {
+    ".tflite": ("auto", "ai_edge_litert", "tflite_runtime", "tensorflow"),
+    ".onnx": ("auto", "onnxruntime", "trtexec"),
+    ".mlpackage": ("auto", "coremltools"),
+}
 
 # Latency of machines that are emulated is the emulator's: one warm run shows that the artifact works.
 _EMULATED: dict[str, Any] = {"runs": 1, "seconds": 0.0, "warmup_seconds": 0.0, "op_runs": 0, "sustain_s": 0.0}
@@ -61,6 +66,7 @@ def profile(
     """
     how = vars(settings or Settings())
     request = Request(checked(artifact), inputs=inputs, op_runs=op_runs, sustain_s=sustain_s, **how)
+    check_runtime(request)
     with tempfile.TemporaryDirectory() as folder:
         if inputs is None:
             request = replace(request, inputs=golden_inputs(artifact, Path(folder)))
@@ -128,6 +134,14 @@ def checked(artifact: Path) -> Path:
     if manifest.path_of(artifact).exists():
         manifest.read(artifact)
     return artifact
+
+
+def check_runtime(request: Request) -> None:
+    """Raises UnknownNameError for a runtime that opens no file of the artifact's kind."""
+    for artifact in (request.artifact, request.against):
+        if artifact is not None and request.runtime not in RUNTIMES[artifact.suffix]:
+            what = f"runtime of {artifact.suffix} files"
+            raise UnknownNameError(what, request.runtime, RUNTIMES[artifact.suffix])
 
 
 def _is_mac(facts: Mapping[str, Any]) -> bool:
@@ -302,6 +316,7 @@ def compare(
     None when the interval holds 1: it cannot be told. Raises as `profile` does.
     """
     request = Request(checked(a), against=checked(b), op_runs=0, **vars(settings or Settings()))
+    check_runtime(request)
     facts = device.probe()
     if facts["emulated"]:
         raise InputError(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import nn
 
 from edgecomp.errors import DataError
+from edgecomp.parity.changed import ChangedSource
 from edgecomp.reference import flatten
-from edgecomp.spec import Batch, DataSource, Preprocessing
+from edgecomp.spec import Batch, DataSource
 
 
-class FastGradientSign:
+class FastGradientSign(ChangedSource):
     """A classifier's data, each first input moved by `epsilon` along the sign of the loss's gradient.
 
     Goodfellow, Shlens and Szegedy, Explaining and Harnessing Adversarial Examples (2015), sec. 4:
@@ -24,25 +22,13 @@ class FastGradientSign:
     """
 
     def __init__(self, source: DataSource, module: nn.Module, epsilon: float) -> None:
-        self._source, self._module, self._epsilon = source, module, epsilon
+        super().__init__(source, self._moved_batch)
+        self._module, self._epsilon = module, epsilon
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self._source.labels
-
-    @property
-    def preprocessing(self) -> Preprocessing | None:
-        return self._source.preprocessing
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def batches(self, size: int, *, shuffle_seed: int | None = None) -> Iterator[Batch]:
-        for batch in self._source.batches(size, shuffle_seed=shuffle_seed):
-            if batch.targets is None or batch.targets.dtype.kind not in "iu":
-                raise DataError("adversarial inputs need class targets; the data has none: drop --fgsm")
-            moved = [self._moved(batch, i) for i in range(len(batch))]
-            yield replace(batch, inputs=(np.concatenate(moved), *batch.inputs[1:]))
+    def _moved_batch(self, batch: Batch, first: int) -> np.ndarray:
+        if batch.targets is None or batch.targets.dtype.kind not in "iu":
+            raise DataError("adversarial inputs need class targets; the data has none: drop --fgsm")
+        return np.concatenate([self._moved(batch, i) for i in range(len(batch))])
 
     def _moved(self, batch: Batch, i: int) -> np.ndarray:
         tensors = [torch.from_numpy(np.ascontiguousarray(a[i : i + 1])) for a in batch.inputs]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,9 @@ import numpy as np
 from edgecomp import registry
 from edgecomp.errors import DataError, UnknownNameError
 from edgecomp.parity import metric as tasks
+from edgecomp.parity.changed import ChangedSource
 from edgecomp.parity.observe import Reference, observe
-from edgecomp.spec import Batch, DataSource, Preprocessing, Session
+from edgecomp.spec import Batch, DataSource, Session
 
 # Corrupted samples for each kind and severity, unless the caller says otherwise.
 SAMPLES = 512
@@ -22,50 +22,66 @@ OUT_OF_RANGE = "out_of_range"
 Change = Callable[[np.ndarray, int], np.ndarray]
 
 
-class Changed:
-    """A data source whose first input is changed sample by sample: `change(sample, number) -> sample`."""
+def changed(source: DataSource, change: Change) -> ChangedSource:
+    """A source whose first input is changed sample by sample: `change(sample, number) -> sample`."""
 
-    def __init__(self, source: DataSource, change: Change) -> None:
-        self._source, self._change = source, change
+    def of_batch(batch: Batch, first: int) -> np.ndarray:
+        return np.stack([change(sample, first + i) for i, sample in enumerate(batch.inputs[0])])
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self._source.labels
-
-    @property
-    def preprocessing(self) -> Preprocessing | None:
-        return self._source.preprocessing
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def batches(self, size: int, *, shuffle_seed: int | None = None) -> Iterator[Batch]:
-        number = 0
-        for batch in self._source.batches(size, shuffle_seed=shuffle_seed):
-            changed = np.stack([self._change(s, number + i) for i, s in enumerate(batch.inputs[0])])
-            number += len(batch)
-            yield replace(batch, inputs=(changed, *batch.inputs[1:]))
+    return ChangedSource(source, of_batch)
 
 
-def corrupted(source: DataSource, name: str, severity: int, *, seed: int = 0) -> Changed:
+def corrupted(source: DataSource, name: str, severity: int, *, seed: int = 0) -> ChangedSource:
     """The source under one corruption. The same seed gives the same noise to every model."""
     if name == OUT_OF_RANGE:
-        return Changed(source, lambda sample, i: (sample * (1 + severity)).astype(sample.dtype))
+        return changed(source, lambda sample, i: (sample * (1 + severity)).astype(sample.dtype))
     how = source.preprocessing
     maker = maker_for(source, name)
+    if getattr(maker, "of_text", False):
+        return retyped(source, lambda text, n: maker.change(text, severity, _rng(seed, severity, n)))
 
     def change(sample: np.ndarray, number: int) -> np.ndarray:
-        rng = np.random.default_rng((seed, severity, number))
-        changed: np.ndarray = maker(sample, how, name, severity, rng)
-        return changed
+        result: np.ndarray = maker(sample, how, name, severity, _rng(seed, severity, number))
+        return result
 
-    return Changed(source, change)
+    return changed(source, change)
+
+
+def _rng(seed: int, severity: int, number: int) -> np.random.Generator:
+    return np.random.default_rng((seed, severity, number))
+
+
+def retyped(source: DataSource, change: Callable[[str, int], str]) -> ChangedSource:
+    """A source whose texts are changed and encoded again: `change(text, number) -> text`.
+
+    The source has `encode(text) -> array` of one sample's first input, and rows with the key `text`.
+    Raises DataError when it has not.
+    """
+    encode = getattr(source, "encode", None)
+    if encode is None:
+        raise DataError(
+            "typos need texts: the data source has no method encode(text), which gives the tokens"
+        )
+
+    def of_batch(batch: Batch, first: int) -> np.ndarray:
+        if len(batch.rows) != len(batch) or not all("text" in row for row in batch.rows):
+            raise DataError("typos need texts: the samples' rows have no key 'text'")
+        texts = [change(str(row["text"]), first + i) for i, row in enumerate(batch.rows)]
+        tokens = [np.asarray(encode(text), dtype=batch.inputs[0].dtype) for text in texts]
+        if any(t.shape != batch.inputs[0].shape[1:] for t in tokens):
+            raise DataError(
+                f"encode gives tokens of shape {tokens[0].shape}, the data has {batch.inputs[0].shape[1:]}: "
+                "cut and pad to the same length"
+            )
+        return np.stack(tokens)
+
+    return ChangedSource(source, of_batch)
 
 
 def check(source: DataSource, name: str) -> None:
     """Fail before any work when a corruption is unknown or does not apply to the data."""
-    if name != OUT_OF_RANGE:
-        maker_for(source, name)
+    if name != OUT_OF_RANGE and getattr(maker_for(source, name), "of_text", False):
+        next(iter(retyped(source, lambda text, _: text).batches(1)))
 
 
 def maker_for(source: DataSource, name: str) -> Any:
@@ -88,8 +104,10 @@ def names_for(source: DataSource) -> list[str]:
     """All corruptions that apply to a source."""
     sample = next(iter(source.batches(1))).inputs[0][0]
     makers = [registry.load("corruptions", n)() for n in registry.names("corruptions")]
-    fitting = [n for m in makers if m.accepts(sample, source.preprocessing) for n in m.names]
-    return [*fitting, OUT_OF_RANGE]
+    usable = [m for m in makers if m.accepts(sample, source.preprocessing)]
+    usable = [m for m in usable if not getattr(m, "of_text", False) or hasattr(source, "encode")]
+    fitting = [n for m in usable for n in m.names]
+    return fitting if sample.dtype.kind in "iu" else [*fitting, OUT_OF_RANGE]
 
 
 def ladder(

@@ -145,6 +145,7 @@ def figures(seen: Observations, name: str) -> dict[str, Any]:
         "drop": None,
         "flips": {"negative": None, "positive": None, "p_value": None},
         "calibration": None,
+        "distribution": seen.distributions[name].facts(),
         "outputs": [facts_of(t) for t in seen.outputs[name]],
         "intervals": {"top1_agreement": None, "metric.delta": None, "drop": None},
         "shares": ["top1_agreement"],
@@ -179,7 +180,7 @@ def metric_figures(
             "delta": values[1] - values[0],
             "ci95": list(ends),
             "higher_is_better": metric.higher_is_better,
-        }
+        },
     }
     if metric.binary:
         negative = int(np.sum((reference > 0.5) & (test < 0.5)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import wave
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def negative_flips(seen: Observations, name: str, labels: Sequence[str]) -> list
 
 
 def save_inputs(flips: Sequence[dict[str, Any]], source: DataSource, folder: Path) -> list[dict[str, Any]]:
-    """Write each flip's input to `folder` as PNG or WAV where it is a picture or a sound.
+    """Write each flip's input to `folder`: PNG for a picture, WAV for a sound, TXT where its row has a text.
 
     Returns the flips with `input` set to the file's name. One more pass over the data. Raises OutputError.
     """
@@ -58,13 +58,27 @@ def save_inputs(flips: Sequence[dict[str, Any]], source: DataSource, folder: Pat
     start = 0
     for batch in source.batches(32):
         for i in sorted(set(range(start, start + len(batch))) & set(wanted)):
-            name = write_input(batch.inputs[0][i - start], source.preprocessing, folder / f"flip-{i}")
+            row = batch.rows[i - start] if batch.rows else {}
+            stem = folder / f"flip-{i}"
+            name = write_text(row, stem) or write_input(
+                batch.inputs[0][i - start], source.preprocessing, stem
+            )
             if name is not None:
                 written[i] = name
         start += len(batch)
         if start > max(wanted, default=-1):
             break
     return [{**f, "input": written.get(f["index"])} for f in flips]
+
+
+def write_text(row: Mapping[str, Any], stem: Path) -> str | None:
+    """The row's `text` as a file; its name, or None when it has none."""
+    if not isinstance(row.get("text"), str):
+        return None
+    final = stem.with_suffix(".txt")
+    with files.atomic(final) as temporary:
+        temporary.write_text(row["text"] + "\n", encoding="utf-8")
+    return final.name
 
 
 def write_input(sample: np.ndarray, how: Preprocessing | None, stem: Path) -> str | None:

@@ -58,6 +58,7 @@ ARTIFACT_FIGURES = (
     "calibration",
     "cosine",
     "devices",
+    "distribution",
     "drop",
     "flips",
     "gaps",

@@ -16,6 +16,7 @@ from edgecomp import door
 from edgecomp.errors import ArtifactError, DataError
 from edgecomp.numerics import metrics
 from edgecomp.parity import metric as tasks
+from edgecomp.parity.distribution import DistributionTally
 from edgecomp.spec import Batch, DataSource, Session
 
 # The float model: a tuple of arrays [N, ...] in, its outputs [N, ...] out.
@@ -97,6 +98,7 @@ class Observations:
     tests: dict[str, Side]
     outputs: dict[str, list[OutputTally]]
     between: dict[str, OutputTally]
+    distributions: dict[str, DistributionTally]
     targets: np.ndarray | None
     rows: list[Mapping[str, Any]]
 
@@ -127,6 +129,7 @@ def observe(
     sides, tests = Side(), {name: Side() for name in sessions}
     tallies: dict[str, list[OutputTally]] = {}
     between: dict[str, OutputTally] = {}
+    distributions = {name: DistributionTally() for name in sessions}
     targets: list[np.ndarray] = []
     rows: list[Mapping[str, Any]] = []
     samples = 0
@@ -143,6 +146,7 @@ def observe(
             tally = tallies.setdefault(name, [OutputTally(n) for n in output_names(session, len(found))])
             for t, r, f in zip(tally, expected, found, strict=True):
                 t.add(r, f)
+            distributions[name].add(expected[0], found[0], batch.targets)
             if first is None:
                 first = found
             else:
@@ -154,7 +158,7 @@ def observe(
     if samples == 0:
         raise DataError("the data source gave no sample; parity needs at least one")
     joined = np.concatenate(targets) if targets else None
-    return Observations(metric, samples, sides, tests, tallies, between, joined, rows)
+    return Observations(metric, samples, sides, tests, tallies, between, distributions, joined, rows)
 
 
 def limited(source: DataSource, batch_size: int, limit: int | None) -> Iterator[Batch]:

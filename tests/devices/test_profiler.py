@@ -14,7 +14,7 @@ from edgecomp.devices import faults, profiler
 from edgecomp.devices.fake import FakeDevice
 from edgecomp.devices.host import Settings
 from edgecomp.devices.local import LocalDevice
-from edgecomp.errors import ArtifactError, DataError, DeviceError, InputError, MissingError
+from edgecomp.errors import ArtifactError, DataError, DeviceError, InputError, MissingError, UnknownNameError
 from edgecomp.spec import Artifact, TensorSpec
 
 KEYS = {
@@ -244,3 +244,14 @@ def test_stored_inputs_are_used(tiny_onnx: Path, tmp_path: Path) -> None:
     assert profiler.profile(LocalDevice(), tiny_onnx, Settings(seconds=0), inputs=tmp_path / "in.npz")[
         "latency_ms"
     ]
+
+
+def test_a_runtime_that_no_file_of_the_kind_runs_on_is_refused_by_name(
+    tiny_onnx: Path, tiny_tflite: Path
+) -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown runtime of \.onnx files 'foo'; known: auto, onnx"):
+        profiler.profile(LocalDevice(), tiny_onnx, Settings(runtime="foo"))
+    with pytest.raises(UnknownNameError, match="did you mean 'tensorflow'"):
+        profiler.profile(LocalDevice(), tiny_tflite, Settings(runtime="tensorflo"))
+    with pytest.raises(UnknownNameError, match=r"\.tflite files 'onnxruntime'"):
+        profiler.compare(LocalDevice(), tiny_onnx, tiny_tflite, Settings(runtime="onnxruntime"))

@@ -23,7 +23,7 @@ RNG = np.random.default_rng(8)
 def observations(reference, test, groups, targets=None):
     sides = Side(states=[np.float64(reference)[:, None]]), Side(states=[np.float64(test)[:, None]])
     rows = [{"site": g} for g in groups]
-    return Observations(Accuracy(), len(rows), sides[0], {"t": sides[1]}, {}, {}, targets, rows)
+    return Observations(Accuracy(), len(rows), sides[0], {"t": sides[1]}, {}, {}, {}, targets, rows)
 
 
 def test_a_loss_in_one_slice_with_flat_accuracy_is_found():
