@@ -134,9 +134,19 @@ def _boolean_only(operation: Callable[..., Any]) -> Callable[[Any, Any], None]:
     return convert
 
 
+def _addcmul(context: Any, node: Any) -> None:
+    """torch.addcmul(x, first, second, value=1): x + value * first * second."""
+    inputs = torch_ops._get_inputs(context, node, min_expected=3)
+    product = mb.mul(x=inputs[1], y=inputs[2])
+    if len(inputs) > 3 and inputs[3] is not None:
+        product = mb.mul(x=product, y=inputs[3])
+    context.add(mb.add(x=inputs[0], y=product, name=node.name), node.name)
+
+
 def _register_missing() -> None:
     """Operations that coremltools 9.0 has no translation for; a later version's own are left alone."""
     missing = {
+        "addcmul": _addcmul,
         "new_ones": _new_ones,
         "or": _boolean_only(mb.logical_or),
         "bitwise_or": _boolean_only(mb.logical_or),
