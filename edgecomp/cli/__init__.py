@@ -38,6 +38,7 @@ COMMANDS = {
     "diagnose": "Search for the preprocessing fault behind outputs that disagree.",
     "search": "Search over a recipe's settings for the best of metric, bytes, latency.",
     "export-decoder": "Export a causal language model with its cache and tokenizer.",
+    "refusals": "Compare which prompts two language models refuse.",
     "generate": "Write the text that follows a prompt, with an exported decoder.",
     "init": "Look at a model and write a recipe for it.",
 }

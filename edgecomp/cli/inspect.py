@@ -199,7 +199,7 @@ def _left_float(shown: dict[str, Any]) -> list[Text]:
 
 
 @click.command("inspect")
-@click.argument("subject", metavar="ARTIFACT|MODEL")
+@click.argument("subject", metavar="ARTIFACT")
 @click.option("--target", metavar="T", help="Forecast what this target will make of MODEL.")
 @click.option("--model", metavar="MODEL", help="Put the forecast from MODEL beside the artifact's real ops.")
 @click.option("--weights", metavar="FILE", type=click.Path(path_type=Path), help="State dict of MODEL.")
