@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from edgecomp import files, models
-from edgecomp.compress import layers, prune_groups, resize
+from edgecomp.compress import attention, layers, prune_groups, resize
 from edgecomp.errors import ModelError
 from edgecomp.graph import store
 from edgecomp.spec import (
@@ -56,6 +56,7 @@ def save(candidate: Candidate, origin: Origin, path: Path) -> None:
     if candidate.quantization is None:
         facts["state"] = {n: t.contiguous() for n, t in candidate.module.state_dict().items()}
         facts["counts"] = prune_groups.counts(candidate.module)
+        facts["heads"] = attention.opened(candidate.module)
     else:
         facts["graph"] = store.to_plain(candidate.module)
         facts["plan"] = _plan_to_plain(candidate.quantization)
@@ -88,6 +89,7 @@ def load(path: Path, model: str | None = None) -> tuple[Candidate, Origin]:
         for record in _history(facts):
             if record.name == "drop-layers":
                 layers.drop_recorded(module, record)
+        attention.open_heads(module, facts.get("heads", ()))
         resize.adopt(module, facts["state"])
         prune_groups.restore_counts(module, facts["counts"])
     return Candidate(module.eval(), inputs, plan, _history(facts), original), origin

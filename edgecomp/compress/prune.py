@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from edgecomp import progress
+from edgecomp.compress import attention, resize
 from edgecomp.compress import macs as counting
 from edgecomp.compress import prune_groups as groups_of
-from edgecomp.compress import resize
 from edgecomp.compress.prune_groups import Analysis, Group
 from edgecomp.compress.prune_scores import CRITERIA, Criterion, element_scores, unit_scores
 from edgecomp.compress.train import check
@@ -76,6 +76,7 @@ class PruneChannels:
             )
         inputs = example_inputs(candidate)
         module = copy.deepcopy(candidate.module).eval()
+        attention.open_heads(module)
         analysis = prunable(module, inputs, self.exclude)
         scores = self._scores(module, analysis, data)
         types = {n: type(m).__name__ for n, m in module.named_modules()}

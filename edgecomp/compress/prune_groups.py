@@ -37,6 +37,14 @@ HEADS = (
     "num_key_value_heads",
     "num_kv_heads",
 )
+# What takes a part of a packed weight, such as the queries' rows.
+_PARTS = (
+    operator.getitem,
+    torch.ops.aten.select.int,
+    torch.ops.aten.unflatten.int,
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+)
 _FOLLOWING = ("attn_dim", "all_head_size", "inner_dim")
 
 
@@ -129,6 +137,8 @@ class _Trace:
         return (list(stack.values())[-1][0] if stack else "") or str(node.name)
 
     def produced(self, weight: Node, dim: int) -> None:
+        while weight.op == "call_function" and weight.target in _PARTS:
+            weight = weight.args[0]  # a part of a packed weight
         if weight in self._name_of:
             self._producers.append((self._name_of[weight], dim))
 
