@@ -2,8 +2,8 @@
 
 The weights are float16, as in a float16 program: the matrices of a transformer of 14 layers (width 768),
 drawn from a Student distribution with 5 degrees of freedom, seed 0. Both sides work in one process, on one
-thread, tensor after tensor, in turns; coremltools runs its exact kmeans1d. One palette a tensor on both sides; groups
-of 16 output channels on ours, with the exact optimum by kmeans1d on every hundredth group.
+thread, tensor after tensor, in turns; coremltools runs its exact kmeans1d. One palette a tensor on both
+sides; groups of 16 output channels on ours, with the exact optimum by kmeans1d on every hundredth group.
 
     python benchmarks/palette_speed.py [--parts tensor,group] [--json PATH]
 """

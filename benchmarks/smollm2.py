@@ -7,7 +7,8 @@ The shipped weights lie on a 4-bit grid of groups of 32 already, which would fla
 reference is the model of `smollm2_model.py`, fine-tuned off that grid. Perplexity: windows of `--window`
 tokens, stride the same (no overlap), the first `--windows` of the evaluation part of each text; calibration
 is `--rows` rows of 256 tokens of the training part. All methods round the same float model and are evaluated
-by the same float arithmetic on their restored weights. `lost` is perplexity - float perplexity. Speed: medians of turns.
+by the same float arithmetic on their restored weights. `lost` is perplexity - float perplexity. Speed:
+medians of turns.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,38 +99,35 @@ def compare(arguments: argparse.Namespace, decoder: Decoder, streams: Any, rows:
             {"method": name, "group_size": group, "perplexity": measured, "lost": lost, "seconds": seconds}
         )
         told = ", ".join(f"{n} {v:.3f}" + (f" (+{lost[n]:.3f})" if lost else "") for n, v in measured.items())
+        if arguments.json:
+            arguments.json.write_text(json.dumps({"perplexity": results}, indent=2) + "\n")
         print(f"{name:34} {group or '':>4}  {told}   [{seconds:.0f} s]", flush=True)
 
     report("float32", None, decoder, 0.0)
     tensors = [torch.from_numpy(r)[None] for r in rows]
     for group in arguments.groups:
-        for symmetric in (True, False):
-            kind = "symmetric" if symmetric else "asymmetric"
-            cases: dict[str, Any] = {
-                f"ONNX Runtime RTN {kind}": lambda g=group, s=symmetric: peers.alone(
-                    decoder, peers.rtn(s), g
-                ),
-                f"ONNX Runtime GPTQ {kind}": lambda g=group, s=symmetric: peers.by_gptq(
-                    decoder, tensors, g, s
-                ),
-                f"ours GPTQ {kind}": lambda g=group, s=symmetric: restored(
-                    ours(decoder, rows, group_size=g, symmetric=s)
-                ),
-                f"ours GPTQ + AWQ scaling {kind}": lambda g=group, s=symmetric: restored(
-                    ours(decoder, rows, group_size=g, symmetric=s, scaling="awq")
-                ),
-            }
-            if not symmetric:
-                cases["ONNX Runtime HQQ (float zero points)"] = lambda g=group: peers.alone(
-                    decoder, peers.hqq, g
-                )
-            for name, make in cases.items():
-                if arguments.methods and not any(word in name for word in arguments.methods):
-                    continue
-                began = time.time()
-                made = make()
-                report(name, group, made, time.time() - began)
+        for name, make in cases(decoder, rows, tensors, group).items():
+            if arguments.methods and not any(word in name for word in arguments.methods):
+                continue
+            began = time.time()
+            made = make()
+            report(name, group, made, time.time() - began)
     return results
+
+
+def cases(
+    decoder: Decoder, rows: np.ndarray, tensors: list[torch.Tensor], group: int
+) -> dict[str, Callable[[], Decoder]]:
+    """Name -> what gives the decoder with its weights rounded and restored."""
+    made: dict[str, Callable[[], Decoder]] = {}
+    for symmetric, kind in ((False, "asymmetric"), (True, "symmetric")):
+        common = {"group_size": group, "symmetric": symmetric}
+        made[f"ONNX Runtime RTN {kind}"] = partial(peers.alone, decoder, peers.rtn(symmetric), group)
+        for name, settings in (("GPTQ", {}), ("GPTQ + AWQ", {"scaling": "awq"}), ("RTN", {"method": "rtn"})):
+            made[f"ours {name} {kind}"] = lambda c=common, s=settings: restored(ours(decoder, rows, **c, **s))
+    made["ONNX Runtime HQQ, float zero points"] = partial(peers.alone, decoder, peers.hqq, group)
+    made["ONNX Runtime GPTQ asymmetric"] = partial(peers.by_gptq, decoder, tensors, group, False)
+    return made
 
 
 def restored(candidate: Candidate) -> Decoder:
@@ -176,7 +175,7 @@ def small_cache(
     decided = weights.of(begun)
     samples = [torch.from_numpy(r)[None] for r in rows]
     result: dict[str, Any] = {}
-    for storage in ("float32", "int8", "int4"):
+    for storage in arguments.caches:
         scales = cache.scales_from(decoder, samples, storage)  # type: ignore[arg-type]
         path = folder / f"cache-{storage}.onnx"
         export(
@@ -210,8 +209,10 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--caches", nargs="+", default=["float32", "int8", "int4"])
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--names", nargs="*", help="Only these texts: novel, mails.")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     decoder = from_transformers(LlamaForCausalLM.from_pretrained(arguments.model))
@@ -219,6 +220,7 @@ def main() -> None:
     texts = language_texts.load(arguments.texts)
     train = [smollm2_model.tokens(t, coder) for t in texts.train.values()]
     streams = {n: smollm2_model.tokens(t, coder) for n, t in texts.evaluation.items()}
+    streams = {n: s for n, s in streams.items() if not arguments.names or n in arguments.names}
     rows = rows_of(train, arguments.rows)
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:

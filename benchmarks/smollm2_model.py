@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--window", type=int, default=64)
+    parser.add_argument("--window", type=int, default=48)
     parser.add_argument("--rate", type=float, default=4e-4)
     arguments = parser.parse_args()
     coder, model = tokenizer(), dequantized()

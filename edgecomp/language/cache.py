@@ -44,7 +44,7 @@ def bytes_for(a: Architecture, tokens: int, storage: Storage) -> int:
 
 @torch.no_grad()
 def scales_from(decoder: Decoder, samples: Iterable[Tensor], storage: Storage) -> CacheScales | None:
-    """Scales by the largest key and value of every channel over the samples (ids [1, T]).
+    """Scales by the largest key (pair) and value of every channel over the samples (ids [1, T]).
 
     None for float32. Raises DataError without samples.
     """
@@ -69,5 +69,15 @@ def _observe(decoder: Decoder, ids: Tensor, largest: Tensor) -> None:
     for index, layer in enumerate(decoder.layers):
         cos, sin = decoder.tables(index, positions)
         x, *new = layer(x, cos, sin, causal(len(positions), decoder.architecture.window(index)))
-        for which, value in enumerate(new):
-            largest[which, index] = torch.maximum(largest[which, index], value[0].abs().amax(1))
+        for which, value in enumerate((_lengths(new[0]), new[1].abs())):
+            largest[which, index] = torch.maximum(largest[which, index], value[0].amax(1))
+
+
+def _lengths(keys: Tensor) -> Tensor:
+    """How large each channel of rotated keys [..., head] can become at any position: the length of its pair.
+
+    A channel that is small at the positions of the calibration text is large where the rotation has turned.
+    """
+    half = keys.shape[-1] // 2
+    length = torch.hypot(keys[..., :half], keys[..., half:])
+    return torch.cat([length, length], -1)

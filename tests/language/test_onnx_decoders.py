@@ -108,3 +108,16 @@ def test_a_plan_with_activations_is_refused() -> None:
     step = Quantize(samples=2, rounding="nearest")
     with pytest.raises(ModelError, match="quantize-weights"):
         weights.of(step(found, Data(calibration=Tokens(2))))
+
+
+@torch.no_grad()
+def test_key_scales_hold_at_positions_that_calibration_never_saw() -> None:
+    decoder = candidate("llama").module
+    scales = cache.scales_from(decoder, [torch.from_numpy(ids(12))[None]], "int8")
+    assert scales is not None
+    layer, x = decoder.layers[0], decoder.embedded(torch.from_numpy(ids(12))[None])
+    for start in (0, 5, 60, 100):
+        cos, sin = decoder.tables(0, torch.arange(start, start + 12))
+        _, keys, _ = layer(x, cos, sin, torch.zeros(12, 12))
+        largest = keys[0].abs().amax(1).reshape(-1).numpy()
+        assert (largest <= 127.01 * scales.keys[0]).all()
