@@ -304,6 +304,7 @@ def settings_model(factory: Any, leave_out: tuple[str, ...] = ()) -> type[BaseMo
 def json_schema() -> dict[str, Any]:
     """JSON Schema of recipes, with the settings of every step that is installed here."""
     schema = Recipe.model_json_schema()
+    recipe_gates.for_editors(schema["properties"]["gates"])
     definitions = schema.setdefault("$defs", {})
     choices: list[dict[str, Any]] = []
     beside = {k: StepEntry.model_json_schema()["properties"][k] for k in _ENTRY_KEYS}

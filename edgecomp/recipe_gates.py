@@ -25,9 +25,10 @@ def _is_drop(entry: Any) -> bool:
     )
 
 
+_Drop = dict[Literal["max_drop"], float]
 Gates = Annotated[
     tuple[str, ...],
-    BeforeValidator(plain, json_schema_input_type=list[str | dict[Literal["max_drop"], float]]),
+    BeforeValidator(plain, json_schema_input_type=list[str | _Drop] | _Drop),
     Field(description="Conditions such as max_drop: 0.01, 'size < 2MB', 'latency_p50 < 12ms on pi5'"),
 ]
 
@@ -40,6 +41,13 @@ def by_target(gates: Mapping[str, Any]) -> dict[str, Any]:
     known = rest.get("all", [])
     rest["all"] = [{"max_drop": gates["max_drop"]}, *(known if isinstance(known, list | tuple) else [known])]
     return rest
+
+
+def for_editors(schema: dict[str, Any]) -> None:
+    """Let the schema of a recipe's `gates` take `max_drop` beside the targets, in place."""
+    for choice in schema["anyOf"]:
+        if isinstance(choice.get("additionalProperties"), dict) and "propertyNames" not in choice:
+            choice["properties"] = {"max_drop": {"type": "number"}}
 
 
 def check_devices(

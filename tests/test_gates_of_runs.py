@@ -127,5 +127,7 @@ def test_a_drop_of_a_share_needs_as_many_samples_as_a_delta() -> None:
 
 
 def test_the_schema_for_editors_knows_max_drop() -> None:
-    text = json.dumps(recipe.json_schema()["$defs"])
-    assert '"const": "max_drop"' in text
+    schema = recipe.json_schema()
+    assert '"const": "max_drop"' in json.dumps(schema["$defs"])
+    by_target = [c for c in schema["properties"]["gates"]["anyOf"] if "properties" in c]
+    assert [c["properties"] for c in by_target] == [{"max_drop": {"type": "number"}}]

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecomp import recipe
+from edgecomp.cli import main
 from edgecomp.compress.distill import Distill
 from edgecomp.errors import RecipeError
 
@@ -113,6 +115,16 @@ def test_any_text_is_a_recipe_or_a_recipe_error(text: str) -> None:
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         with pytest.raises(RecipeError):
             recipe.read(path)
+
+
+def test_the_command_prints_or_writes_the_schema(tmp_path: Path) -> None:
+    printed = CliRunner().invoke(main, ["schema"])
+    assert printed.exit_code == 0 and json.loads(printed.stdout) == json.loads(
+        json.dumps(recipe.json_schema())
+    )
+    written = CliRunner().invoke(main, ["schema", "--out", str(tmp_path / "recipe.schema.json")])
+    assert written.exit_code == 0 and written.stdout == ""
+    assert (tmp_path / "recipe.schema.json").read_text() == printed.stdout
 
 
 def test_the_schema_lists_steps_settings_and_targets() -> None:

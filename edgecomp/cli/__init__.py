@@ -41,6 +41,7 @@ COMMANDS = {
     "refusals": "Compare which prompts two language models refuse.",
     "generate": "Write the text that follows a prompt, with an exported decoder.",
     "init": "Look at a model and write a recipe for it.",
+    "schema": "Print the JSON Schema of recipes, for editors.",
 }
 
 

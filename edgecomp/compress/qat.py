@@ -78,7 +78,7 @@ class QuantizeAwareTraining(Training):
         if candidate.quantization is not None:
             raise ModelError("step 'qat' comes after quantize, whose weights are fixed; leave quantize out")
         if data.train is None:
-            raise DataError("step 'qat' needs training data: give the recipe `data: train:`, or --data")
+            raise DataError("step 'qat' needs training data: give the recipe `data: train:`, or --train")
         start = self._calibration()(candidate, data)
         if start.quantization is None:
             raise ModelError("calibration gave no plan; please report the model that did this")

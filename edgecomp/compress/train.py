@@ -64,7 +64,7 @@ def trained(
             f"step {name!r} comes after quantize, whose weights are fixed; put it before quantize"
         )
     if data.train is None:
-        raise DataError(f"step {name!r} needs training data: give the recipe `data: train:`, or --data")
+        raise DataError(f"step {name!r} needs training data: give the recipe `data: train:`, or --train")
     module = copy.deepcopy(candidate.module)
     sparse = any(r.name in ("prune-magnitude", "prune-movement") for r in candidate.history)
     objective, beside = make_objective(module)
