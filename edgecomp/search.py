@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +34,7 @@ def search(
 
     Each trial is a run of its own in `out/trials/NNN`. The study lies in `storage` (an SQLAlchemy URL; SQLite
     in `out` without it), so a search goes on where it was stopped, and several machines may share one.
-    Returns and writes `search.json`: `objectives`, `trials[]`, `pareto[]` (numbers of trials that no other
+    Returns and writes `search.json`, and `search.html` with the Pareto front drawn: `objectives`, `trials[]`, `pareto[]` (numbers of trials that no other
     beats in everything). Raises RecipeError without a `search` section or for a path that the recipe lacks.
     """
     entry = document.recipe.search
@@ -54,6 +55,9 @@ def search(
     result = _result(study, entry)
     with files.atomic(out / "search.json") as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
+    importlib.import_module("edgecomp.report.search_page").write(
+        result, document.recipe.name or "search", out
+    )
     return result
 
 

@@ -173,6 +173,22 @@ def gates(ledger: Mapping[str, Any]) -> Table:
     return Table(("of", "gate", "value#", ""), rows)
 
 
+def attribution(ledger: Mapping[str, Any]) -> Table:
+    """What the metric would be without each step, and so what the step takes from it."""
+    name = main_metric(ledger.get("steps") or []) or "metric"
+    rows = []
+    for row in ledger.get("attribution") or []:
+        cost = row.get("cost")
+        rows.append(
+            (
+                Cell(str(row.get("step"))),
+                cell(figures.metric(name, row.get("without")), str(row.get("reason") or "")),
+                cell(figures.change(name, cost)),
+            )
+        )
+    return Table(("step left out", f"{name} without it#", "what the step costs#"), tuple(rows))
+
+
 def left_out(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Operations that were skipped or stayed float, with the reason."""
     found = [(name_of(row), problem) for row in rows for problem in at(row, "manifest", "skipped") or []]

@@ -72,6 +72,7 @@ class View:
     steps: Table
     notes: tuple[tuple[str, tuple[str, ...]], ...]
     artifacts: Table
+    attribution: Table
     gates: Table
     trade: Markup | None
     trade_lacks: tuple[str, ...]
@@ -97,6 +98,7 @@ def view(ledger: Mapping[str, Any]) -> View:
         steps=tables.steps(steps),
         notes=tuple((str(s.get("name")), tuple(map(str, s["notes"]))) for s in steps if s.get("notes")),
         artifacts=tables.artifacts(artifacts, float_bytes),
+        attribution=tables.attribution(ledger),
         gates=tables.gates(ledger),
         trade=charts.trade(artifacts),
         trade_lacks=charts.not_in_trade(artifacts),
