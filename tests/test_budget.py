@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from edgecomp import trial
 from edgecomp.budget import PruneToBudget
 from edgecomp.compress.macs import count_macs
 from edgecomp.errors import ModelError, RecipeError
+from edgecomp.recipe import ProfileEntry
 from edgecomp.spec import Batch, Candidate, Data, Preprocessing, TensorSpec
 
 
@@ -74,6 +76,18 @@ def test_latency_is_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None
     macs = count_macs(result.module, (torch.zeros(1, 1, 8, 8),))
     assert 2.85e5 <= macs <= 3.0e5
     assert set(asked) == {(".tflite", True, 2)} and len(asked) > 1
+
+
+def test_a_ratio_is_of_the_undisturbed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six of ten runs of the second file were disturbed, so that its median is three times too high."""
+    samples = {"a": [4.0] * 10, "b": [2.0] * 4 + [6.0] * 6}
+
+    def load(kind: str, name: str) -> Any:
+        sides = {s: {"latency_ms": {"samples": v}} for s, v in samples.items()}
+        return dict if name == "settings" else lambda *_: sides
+
+    monkeypatch.setattr(trial.registry, "load", load)
+    assert trial.ratio(None, Path("a"), Path("b"), ProfileEntry()) == 0.5
 
 
 def test_a_model_that_fits_is_left_alone() -> None:
