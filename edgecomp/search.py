@@ -34,8 +34,9 @@ def search(
 
     Each trial is a run of its own in `out/trials/NNN`. The study lies in `storage` (an SQLAlchemy URL; SQLite
     in `out` without it), so a search goes on where it was stopped, and several machines may share one.
-    Returns and writes `search.json`, and `search.html` with the Pareto front drawn: `objectives`, `trials[]`, `pareto[]` (numbers of trials that no other
-    beats in everything). Raises RecipeError without a `search` section or for a path that the recipe lacks.
+    Returns and writes `search.json`: `objectives`, `trials[]`, `pareto[]` (numbers of trials that no other
+    beats in everything), and writes `search.html`, where the front is drawn. Raises RecipeError without a
+    `search` section or for a path that the recipe lacks.
     """
     entry = document.recipe.search
     if entry is None:
