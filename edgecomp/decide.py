@@ -25,7 +25,7 @@ _CLEARLY_DB = 0.1
 class QuantizeToBudget:
     """Quantize so that no more than `max_drop` is lost, with the cheapest of these methods that manage it.
 
-    In turn: min-max ranges and nearest rounding; least-squares ranges; bias correction; equalization; GPTQ
+    In turn: min-max ranges and nearest rounding; clipped ranges where that pays; bias correction; equalization; GPTQ
     rounding; 16-bit activations where 8 bits cost most; training with fake quantization towards the float
     model (`train_epochs`; 0 leaves it out). Each starts from what was kept before it, and is kept itself if
     it loses less. `max_drop` is in points: hundredths of the task's metric where the evaluation data have
@@ -54,7 +54,13 @@ class QuantizeToBudget:
         self._first()
 
     def _first(self) -> Quantize:
-        return Quantize(rounding="nearest", samples=self.samples, exclude=self.exclude, rules=self.rules)
+        return Quantize(
+            observer="minmax",
+            rounding="nearest",
+            samples=self.samples,
+            exclude=self.exclude,
+            rules=self.rules,
+        )
 
     def __call__(self, candidate: Candidate, data: Data) -> Candidate:
         """The best candidate found; its record holds `attempts` (see `Attempt`). Raises DataError without
@@ -124,7 +130,7 @@ class _Search:
             yield self._four_bits(self.budget.size_bytes)
         else:
             yield _Method("min-max ranges, nearest rounding", self.step, {})
-        yield self._change("least-squares ranges", observer="mse")
+        yield self._change("clipped ranges where that pays", observer="output")
         yield self._change("bias correction", bias_correction="empirical")
         yield self._change("equalization", equalize=0.5)
         yield self._change("GPTQ rounding", rounding="gptq", bias_correction="auto")

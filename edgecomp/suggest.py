@@ -160,8 +160,7 @@ def _steps(seen: Look, sources: Sources, labelled: bool) -> list[str]:
         ]
     elif not sources.train:
         lines.append("  # With training data, pruning and distillation go here.")
-    observer = "mse" if seen.kind == "transformer" else "minmax"
-    lines.append(f"  - quantize: {{samples: 256, observer: {observer}}}")
+    lines.append("  - quantize: {samples: 256}")
     return [*lines, gate] if labelled else lines
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
 from torch.fx import GraphModule
 
-from edgecomp.compress import observe, plan, rules, scales
-from edgecomp.spec import DataSource, TensorQuantization
+from edgecomp.compress import observe, output_ranges, plan, rules, scales
+from edgecomp.spec import DataSource, QuantSpec, TensorQuantization
+
+Ranges = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,25 +34,52 @@ def calibrate(
     groups = scales.group(graph_module, bits)
     names = [n for n in groups.root if groups.find(n) not in groups.prescribed]
     other = rules.by_group(graph_module, by_name or {}, groups, "observer")
-    found: dict[str, tuple[float, float]] = {}
+    watched = _Watched(graph_module, source, samples, plan.activation_spec(bits))
+    found: Ranges = {}
+    clipped: Ranges = {}
     for observer in dict.fromkeys((settings.observer, *other.values())):
         wanted = [n for n in names if other.get(groups.find(n), settings.observer) == observer]
-        found.update(
-            observe.observe(
-                graph_module,
-                lambda: observe.tensor_batches(source, samples),
-                wanted,
-                plan.activation_spec(bits),
-                observe.ObserverSettings(observer, settings.percentile),
-            )
-        )
-    found = scales.behind_pools(graph_module, found)
-    if source.preprocessing is not None and source.preprocessing.mean:
-        door = graph_module.graph.find_nodes(op="placeholder")[0].name
-        if door in found:
-            low, high = source.preprocessing.exact_range()
-            found[door] = (min(low, found[door][0]), max(high, found[door][1]))
+        if observer == "output" and bits == 8:
+            widest, clipped = watched.both(wanted)
+            found |= widest
+        else:
+            plain: observe.Observer = "minmax" if observer == "output" else observer
+            found |= watched.ranges(wanted, observe.ObserverSettings(plain, settings.percentile))
+    found = _known(graph_module, source, scales.behind_pools(graph_module, found))
+    if clipped:
+        clipped = _known(graph_module, source, scales.behind_pools(graph_module, {**found, **clipped}))
+        few = list(observe.tensor_batches(source, output_ranges.samples_for(groups)))
+        found = output_ranges.choose(graph_module, groups, found, clipped, watched.spec, few)
     return Calibration(groups, found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Watched:
+    """A graph run over the first samples of a source."""
+
+    graph_module: GraphModule
+    source: DataSource
+    samples: int
+    spec: QuantSpec
+
+    def _batches(self) -> Iterator[tuple[Tensor, ...]]:
+        return observe.tensor_batches(self.source, self.samples)
+
+    def ranges(self, names: Sequence[str], settings: observe.ObserverSettings) -> Ranges:
+        return observe.observe(self.graph_module, self._batches, names, self.spec, settings)
+
+    def both(self, names: Sequence[str]) -> tuple[Ranges, Ranges]:
+        settings = observe.ObserverSettings("mse")
+        return observe.widest_and_clipped(self.graph_module, self._batches, names, self.spec, settings)
+
+
+def _known(graph_module: GraphModule, source: DataSource, found: Ranges) -> Ranges:
+    """The input's range never smaller than what preprocessing can give."""
+    door = graph_module.graph.find_nodes(op="placeholder")[0].name
+    if source.preprocessing is None or not source.preprocessing.mean or door not in found:
+        return found
+    low, high = source.preprocessing.exact_range()
+    return {**found, door: (min(low, found[door][0]), max(high, found[door][1]))}
 
 
 def activations(

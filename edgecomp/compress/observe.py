@@ -20,7 +20,7 @@ from edgecomp.graph.interpret import watch
 from edgecomp.numerics import ranges
 from edgecomp.spec import DataSource, QuantSpec
 
-Observer = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
+Observer = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "output"]
 
 SENTINEL = 1e30
 """Beyond this magnitude a value is a mark, not a number: -inf and finfo.min of attention masks."""
@@ -93,14 +93,29 @@ def observe(
     spec: QuantSpec,
     settings: ObserverSettings,
 ) -> dict[str, tuple[float, float]]:
-    """Range (low, high) of each named node over all batches. Raises DataError on NaN."""
-    extents = _extents(graph_module, batches, frozenset(names), settings.observer == "moving-average")
-    found = {name: extent.final() for name, extent in extents.items()}
+    """Range (low, high) of each named node over all batches. Raises DataError on NaN.
+
+    "output" is no observer of single values: `widest_and_clipped` gives what it chooses from.
+    """
     if settings.observer in ("minmax", "moving-average"):
-        return found
+        extents = _extents(graph_module, batches, frozenset(names), settings.observer == "moving-average")
+        return {name: extent.final() for name, extent in extents.items()}
+    return widest_and_clipped(graph_module, batches, names, spec, settings)[1]
+
+
+def widest_and_clipped(
+    graph_module: GraphModule,
+    batches: Batches,
+    names: Sequence[str],
+    spec: QuantSpec,
+    settings: ObserverSettings,
+) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:
+    """Extremes of each named node, and the range that an observer of distributions chose."""
+    extents = _extents(graph_module, batches, frozenset(names), follow=False)
+    found = {name: extent.final() for name, extent in extents.items()}
     counts = _histograms(graph_module, batches, found)
     chosen = {name: _choose(counts[name], *found[name], spec, settings) for name in found}
-    return {name: extents[name].with_margin(*chosen[name]) for name in found}
+    return found, {name: extents[name].with_margin(*chosen[name]) for name in found}
 
 
 def _choose(

@@ -26,10 +26,11 @@ excluded = rules.excluded
 class Quantize:
     """Post-training static quantization: int8 weights per channel, int8 activations per tensor.
 
-    `observer`: minmax, moving-average, percentile, entropy or mse. `samples`: how many calibration samples
-    are used. `rounding`: "gptq" rounds weights with their inputs in view (32 samples at most),
-    "sequential-mse" chooses each scale by the error on those inputs, "nearest" is plain. `bias_correction`:
-    "empirical", "analytic" or "none" ("auto": empirical, but none with nearest; see `rounding.Method`).
+    `observer`: minmax, moving-average, percentile, entropy, mse, or output: for each scale min-max or mse,
+    by the noise at the model's outputs. `samples`: how many calibration samples are used. `rounding`: "gptq"
+    rounds weights with their inputs in view (32 samples at most), "sequential-mse" chooses each scale by the
+    error on those inputs, "nearest" is plain. `bias_correction`: "empirical", "analytic" or "none" ("auto":
+    empirical, but none with nearest; see `rounding.Method`).
     `equalize`: share (0 to 1) of the differences between channels that moves from activations into the
     next layer's weights, where this is exact; `absorb`: large biases before a ReLU move into the next layer.
     `weight_bits`: 4 or 8. `activation_bits`: 8 or 16. `rules`: pattern of module names (or `type:conv2d`) ->
@@ -37,7 +38,7 @@ class Quantize:
     in the plan with its reason.
     """
 
-    observer: observe.Observer = "minmax"
+    observer: observe.Observer = "output"
     percentile: float = 99.99
     samples: int = 128
     rounding: Rounding = "gptq"

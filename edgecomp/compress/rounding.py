@@ -50,25 +50,27 @@ class Method:
 class Sums:
     """What the rounding of one layer needs of its inputs, averaged over samples and positions.
 
-    `hessian` [groups, d, d] is empty where it was not asked for; means [groups, d].
+    `hessian` [groups, d, d] is empty where it was not asked for; means of each sample [samples, groups, d].
     """
 
     hessian: np.ndarray
-    mean: np.ndarray
-    float_mean: np.ndarray
+    means: np.ndarray
+    float_means: np.ndarray
 
 
 def sums(layer: stream.Layer, second: bool = True) -> Sums:
     """Second moments and mean of the quantized inputs, and the mean of the float ones."""
-    totals: list[Tensor] = []
+    moments: Tensor | float = 0.0
+    means: list[tuple[Tensor, Tensor]] = []
     count = 0
     for quantized, exact in zip(layer.inputs, layer.float_inputs, strict=True):
         q, x = columns.columns(quantized, layer.node), columns.columns(exact, layer.node)
-        parts = [q @ q.transpose(1, 2) if second else q.new_empty(0), q.sum(2), x.sum(2)]
-        totals = [whole + part for whole, part in zip(totals, parts, strict=True)] if totals else parts
+        moments = moments + (q @ q.transpose(1, 2) if second else q.new_empty(0))
+        means.append((q.mean(2), x.mean(2)))
         count += q.shape[2]
-    hessian, mean, float_mean = (t.double().numpy() / count for t in totals)
-    return Sums(hessian, mean, float_mean)
+    hessian = (moments / count).double().numpy() if isinstance(moments, Tensor) else np.empty(0)
+    of_q, of_x = (torch.stack(side).double().numpy() for side in zip(*means, strict=True))
+    return Sums(hessian, of_q, of_x)
 
 
 @dataclass
@@ -152,11 +154,26 @@ class Rounder:
         bias = plan.bias_of(self.graph_module, node)
         if bias is None or not isinstance(node.args[2], Node) or self.method.correction == "none":
             return None
-        seen = found.float_mean if self.method.correction == "analytic" else found.mean
-        drift = np.einsum("god,gd->go", trained, found.float_mean) - np.einsum("god,gd->go", rounded, seen)
-        mended = torch.from_numpy((bias + drift.reshape(-1)).astype(np.float32))
+        seen = found.float_means if self.method.correction == "analytic" else found.means
+        exact = np.einsum("god,sgd->sgo", trained, found.float_means)
+        drifts = exact - np.einsum("god,sgd->sgo", rounded, seen)
+        drift = agreed(drifts.reshape(len(drifts), -1))
+        mended = torch.from_numpy((bias + drift).astype(np.float32))
         self.biases[node.name] = mended
         return mended
+
+
+def agreed(drifts: np.ndarray) -> np.ndarray:
+    """Mean over samples [samples, out] -> [out], made smaller where the samples do not agree on it.
+
+    Positive part of James and Stein's estimator (1961), channel by channel: m max(0, 1 - s^2 / (n m^2)).
+    A few clipped samples would otherwise move the bias of all.
+    """
+    mean = drifts.mean(0)
+    if len(drifts) < 2:
+        return mean
+    doubt = drifts.var(0, ddof=1) / len(drifts)
+    return mean * np.clip(1 - doubt / np.maximum(mean**2, 1e-300), 0, 1)
 
 
 def _restored(q: TensorQuantization) -> Tensor:

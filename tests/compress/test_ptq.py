@@ -62,7 +62,7 @@ def test_every_layer_is_quantized_and_the_candidate_stays() -> None:
     assert found.history[-1].kind == "quantize"
 
 
-@pytest.mark.parametrize("observer", ["minmax", "moving-average", "percentile", "entropy", "mse"])
+@pytest.mark.parametrize("observer", ["minmax", "moving-average", "percentile", "entropy", "mse", "output"])
 def test_fake_quantized_outputs_stay_near_the_float_model(observer: str) -> None:
     found = quantized(Quantize(observer=observer))  # type: ignore[arg-type]
     rounded = fake_quantize(found.module, found.quantization)
