@@ -94,6 +94,19 @@ def misses(rows: list[dict[str, Any]], target: str) -> list[str]:
     return [f"{count} {what}" for what, count in counted.most_common()]
 
 
+def counted(rows: list[dict[str, Any]], targets: list[str]) -> dict[str, Any]:
+    return {
+        target: {
+            "nets": len(rows),
+            "operations": sum(r[target]["operations"] for r in rows),
+            "integer": summed(rows, target, "integer"),
+            "delegated": summed(rows, target, "delegated"),
+            "misses": misses(rows, target),
+        }
+        for target in targets
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -103,24 +116,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
             rows.append({"name": name, **judged(name, options.target, Path(folder))})
             counts = {t: (rows[-1][t]["operations"], rows[-1][t]["differ"]) for t in options.target}
             print(name, counts, file=sys.stderr, flush=True)
-    facts = {
-        target: {
-            "nets": len(rows),
-            "operations": sum(r[target]["operations"] for r in rows),
-            "integer": summed(rows, target, "integer"),
-            "delegated": summed(rows, target, "delegated"),
-            "misses": misses(rows, target),
-        }
-        for target in options.target
-    }
+            facts = counted(rows, options.target)
+            if options.json:
+                options.json.write_text(json.dumps(facts, indent=2) + "\n")
     print(json.dumps(facts, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(facts, indent=2) + "\n")
     scores = [s for f in facts.values() for s in (f["integer"], f["delegated"]) if s]
     if any(min(s["precision"], s["recall"]) < NEEDED for s in scores):
         raise SystemExit(1)

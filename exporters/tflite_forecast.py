@@ -23,7 +23,7 @@ def forecast(candidate: Candidate, target: str) -> list[Forecast]:
         name = op.outputs[0].name
         node, module = node_of(name), name.rpartition("/")[0]
         runs = _runs(op)
-        why = floats.get(node, "") or ("" if runs == "integer" else _reason(op, lowering.numerics.integer))
+        why = floats.get(node, "") or _reason(op, lowering.numerics.integer)
         found.append(Forecast(name, op.code, module, runs, why, node, place(op)))
     return found
 
@@ -34,7 +34,9 @@ def _runs(op: Op) -> str:
 
 
 def _reason(op: Op, integer_target: bool) -> str:
-    """Why an operation of the file is no integer one."""
+    """Why an operation of the file is no integer one, or is one and not delegated; "" where it is both."""
+    if _runs(op) == "integer":
+        return _left_out(op) if place(op) == "CPU" else ""
     if _runs(op) == "index":
         return "computes positions or shapes, no reals"
     if not integer_target:
@@ -42,6 +44,13 @@ def _reason(op: Op, integer_target: bool) -> str:
     if op.code == "DEQUANTIZE":
         return "hands integers on to an operation that stays float"
     return "an operand or the result has no scale"
+
+
+def _left_out(op: Op) -> str:
+    """Why the delegate leaves an integer operation to the built-in kernels."""
+    if op.code in ("ADD", "SUB") and not _near(op):
+        return "XNNPACK refuses it: the scales of its operands and its result are too far apart"
+    return f"XNNPACK has no kernel for {op.code} of {op.outputs[0].dtype}"
 
 
 # XNNPACK as LiteRT 2.1 to 2.3 carry it (tensorflow/lite/delegates/xnnpack/xnnpack_delegate.cc).

@@ -136,7 +136,10 @@ def test_scores_by_hand() -> None:
 @pytest.mark.parametrize("scale, place", [(1.0, "XNNPACK"), (2.0**-11, "CPU"), (2.0**9, "CPU")])
 def test_operands_of_far_scales_are_not_delegated(scale: float, place: str) -> None:
     x, y, z = (Tensor(n, (1, 4), "int8", Quant.of(s)) for n, s in (("x", 1.0), ("y", scale), ("z", 1.0)))
-    assert tflite_forecast.place(Op("ADD", [x, y], [z])) == place
+    op = Op("ADD", [x, y], [z])
+    assert tflite_forecast.place(op) == place
+    assert ("too far apart" in tflite_forecast._reason(op, True)) is (place == "CPU")
+    assert "no kernel for SOFTMAX of int8" in tflite_forecast._reason(Op("SOFTMAX", [x], [z]), True)
 
 
 def test_the_commands(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def render_forecast(facts: Mapping[str, Any]) -> RenderableType:
     rows = facts["rows"]
     counted = Counter(row["runs"] for row in rows)
     head = ", ".join(f"{count} {runs}" for runs, count in counted.most_common())
-    others = [row for row in rows if row["runs"] in ("float", "none")]
+    others = [r for r in rows if r["runs"] in ("float", "none") or (r["runs"] == "integer" and r["why"])]
     return Group(Text(f"forecast for {facts['target']}: {head}"), *_listed(others))
 
 
@@ -27,7 +27,7 @@ def _listed(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
     counted = Counter((r["runs"], r["type"], r["why"], r["line"] or "") for r in rows)
     table = Table("ops", "", "type", "why", "source line", box=None, pad_edge=False)
     for (runs, kind, why, line), count in counted.most_common(_SHOWN):
-        table.add_row(str(count), "not at all" if runs == "none" else runs, kind, why, line)
+        table.add_row(str(count), {"none": "not at all"}.get(runs, runs), kind, why, line)
     more = len(counted) - _SHOWN
     return [table, *([Text(f"and {more} kinds more (--json has all)")] if more > 0 else [])]
 
