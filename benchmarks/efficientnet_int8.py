@@ -1,12 +1,13 @@
 """Our exports of EfficientNet-Lite0 beside ONNX Runtime's quantize_static and coremltools' palettize_weights.
 
-    python benchmarks/efficientnet_int8.py [--repeats 1] [--images 100] [--calibration 128] [--json PATH]
+    python benchmarks/efficientnet_int8.py [--repeats 1] [--images 100] [--calibration 128] [--aimet PYTHON]
 
 Each contender works in a process of its own, from the float torch model to a written file: `seconds` is that
-work (imports and loading the model left out), `peak RSS` that process's highest memory, `before` what it had
-with libraries, model and calibration images loaded. With --repeats, the contenders take turns and medians
-are shown. Each file is then evaluated on the same images against the float torch model; `exact` is ONNX
-Runtime with graph optimizations off, LiteRT with its reference kernels; Core ML runs on our Linux executor.
+work (imports and loading the model left out), `CPU s` the processor time in it, `peak RSS` that process's
+highest memory, `before` what it had with libraries, model and calibration images loaded. With --repeats, the
+contenders take turns and medians are shown. Each file is then evaluated on the same images against the float
+torch model; `exact` is ONNX Runtime with graph optimizations off, LiteRT with its reference kernels; Core ML
+runs on our Linux executor.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import resource
 import statistics
 import subprocess
@@ -34,6 +36,7 @@ from edgecomp import door, files
 from edgecomp.numerics import metrics
 from edgecomp.spec import Batch, Candidate, Data, Preprocessing, TensorSpec
 
+_AIMET = "EDGECOMP_BENCHMARK_AIMET"
 INPUT = TensorSpec("image", (1, 3, 224, 224), layout="NCHW")
 
 
@@ -72,7 +75,9 @@ class Contender:
     prepare: Callable[[], Callable[[nn.Module, np.ndarray, Path], None]]
 
 
-def ours(target: str, quantize: dict[str, Any] | None) -> Callable[[], Callable[[nn.Module, np.ndarray, Path], None]]:
+def ours(
+    target: str, quantize: dict[str, Any] | None
+) -> Callable[[], Callable[[nn.Module, np.ndarray, Path], None]]:
     def prepare() -> Callable[[nn.Module, np.ndarray, Path], None]:
         from edgecomp import registry
 
@@ -89,10 +94,42 @@ def ours(target: str, quantize: dict[str, Any] | None) -> Callable[[], Callable[
     return prepare
 
 
+def prepared_onnx(model: nn.Module, folder: Path) -> Path:
+    """The float model as a file, after ONNX Runtime's pre-processing for quantization."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    program = torch.onnx.export(
+        model, (torch.zeros(INPUT.shape),), dynamo=True, input_names=["image"],
+        output_names=["output"], opset_version=20, external_data=False, verbose=False,
+    )  # fmt: skip
+    program.save(str(folder / "float.onnx"))
+    quant_pre_process(str(folder / "float.onnx"), str(folder / "prepared.onnx"), skip_symbolic_shape=False)
+    return folder / "prepared.onnx"
+
+
+def aimet(scheme: str) -> Callable[[], Callable[[nn.Module, np.ndarray, Path], None]]:
+    """AIMET-ONNX on the same prepared file, run by the Python that --aimet names (zoo_aimet.py)."""
+
+    def prepare() -> Callable[[nn.Module, np.ndarray, Path], None]:
+        python = os.environ.get(_AIMET, "")
+        if not python:
+            raise SystemExit("this contender needs --aimet PYTHON, of an environment with aimet-onnx")
+
+        def work(model: nn.Module, calibration: np.ndarray, path: Path) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                prepared, arrays = prepared_onnx(model, Path(folder)), Path(folder) / "calibration.npz"
+                np.savez(arrays, image=calibration)
+                script = str(Path(__file__).with_name("zoo_aimet.py"))
+                subprocess.run([python, script, prepared, arrays, path, scheme], check=True)
+
+        return work
+
+    return prepare
+
+
 def onnxruntime_static() -> Callable[[nn.Module, np.ndarray, Path], None]:
     """ONNX Runtime's own, after its pre-processing: U8S8, weights per channel, min-max."""
     from onnxruntime import quantization as q
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(q.CalibrationDataReader):
         def __init__(self, crops: np.ndarray) -> None:
@@ -103,13 +140,7 @@ def onnxruntime_static() -> Callable[[nn.Module, np.ndarray, Path], None]:
 
     def work(model: nn.Module, calibration: np.ndarray, path: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            float_path, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
-            program = torch.onnx.export(
-                model, (torch.zeros(INPUT.shape),), dynamo=True, input_names=["image"],
-                output_names=["output"], opset_version=20, external_data=False, verbose=False,
-            )  # fmt: skip
-            program.save(str(float_path))
-            quant_pre_process(str(float_path), str(prepared), skip_symbolic_shape=False)
+            prepared = prepared_onnx(model, Path(folder))
             q.quantize_static(
                 str(prepared), str(path), Reader(calibration),
                 quant_format=q.QuantFormat.QDQ, per_channel=True,
@@ -144,10 +175,14 @@ def coremltools_palettes() -> Callable[[nn.Module, np.ndarray, Path], None]:
 CONTENDERS = {
     "edgecomp-onnx": Contender("edgecomp onnx-qdq", ".onnx", ours("onnx-qdq", {})),
     "edgecomp-plain": Contender(
-        "edgecomp onnx-qdq, rounding nearest", ".onnx", ours("onnx-qdq", {"rounding": "nearest"})
+        "edgecomp onnx-qdq, rounding nearest",
+        ".onnx",
+        ours("onnx-qdq", {"rounding": "nearest", "observer": "minmax"}),
     ),
     "edgecomp-tflite": Contender("edgecomp tflite-int8", ".tflite", ours("tflite-int8", {})),
     "onnxruntime": Contender("ONNX Runtime quantize_static U8S8", ".onnx", onnxruntime_static),
+    "aimet-minmax": Contender("AIMET-ONNX, min-max", ".onnx", aimet("min_max")),
+    "aimet-sqnr": Contender("AIMET-ONNX, ranges by SQNR", ".onnx", aimet("tf_enhanced")),
     "edgecomp-coreml": Contender("edgecomp coreml-pal4", ".mlpackage", ours("coreml-pal4", None)),
     "coremltools": Contender("coremltools palettize_weights 4 bits", ".mlpackage", coremltools_palettes),
 }
@@ -164,6 +199,7 @@ class Result:
 
     contender: str
     seconds: float
+    cpu_seconds: float
     peak_rss_bytes: int
     rss_before_bytes: int
     size_bytes: int
@@ -182,11 +218,11 @@ def contend(name: str, folder: Path) -> dict[str, Any]:
     work, model = contender.prepare(), float_model()
     calibration = np.load(folder / "calibration.npy")
     before = peak_rss_bytes()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     work(model, calibration, path)
-    seconds = time.perf_counter() - start
     return {
-        "seconds": seconds,
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu,
         "peak_rss_bytes": peak_rss_bytes(),
         "rss_before_bytes": before,
         "size_bytes": files.size_bytes(path),
@@ -224,7 +260,9 @@ def evaluate(name: str, folder: Path) -> dict[str, dict[str, float]]:
 def in_own_process(task: str, name: str, folder: Path) -> Any:
     """Run this file again for one task; its last line is JSON. Fails with the task's last error lines."""
     command = [sys.executable, __file__, "--task", task, "--contender", name, "--folder", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # As edgecomp's commands do: OpenMP threads that wait do not spin, which costs most on a shared machine.
+    quiet = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", **os.environ}
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet)
     if done.returncode:
         tail = "\n".join(done.stderr.strip().splitlines()[-10:])
         raise SystemExit(f"{task} {name} failed with exit code {done.returncode}:\n{tail}")
@@ -249,6 +287,7 @@ def compare(names: list[str], repeats: int, folder: Path) -> list[Result]:
             Result(
                 contender=CONTENDERS[name].title,
                 seconds=middle["seconds"],
+                cpu_seconds=middle["cpu_seconds"],
                 peak_rss_bytes=int(middle["peak_rss_bytes"]),
                 rss_before_bytes=int(middle["rss_before_bytes"]),
                 size_bytes=int(middle["size_bytes"]),
@@ -265,18 +304,18 @@ def say(line: str) -> None:
 
 def table(results: list[Result]) -> str:
     lines = [
-        "| contender | seconds | peak RSS (before) MB | file MB | run by | SQNR dB | top-1 | cosine |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| contender | seconds | CPU s | peak RSS (before) MB | MB | run by | SQNR dB | top-1 | cosine |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in results:
         own = (
-            f"{r.contender} | {r.seconds:.1f} | {r.peak_rss_bytes / 1e6:.0f} ({r.rss_before_bytes / 1e6:.0f})"
-            f" | {r.size_bytes / 1e6:.2f}"
+            f"{r.contender} | {r.seconds:.1f} | {r.cpu_seconds:.1f} | {r.peak_rss_bytes / 1e6:.0f} "
+            f"({r.rss_before_bytes / 1e6:.0f}) | {r.size_bytes / 1e6:.2f}"
         )
         for way, a in r.accuracy.items():
             figures = f"{a['sqnr_db']:.2f} | {a['top1_agreement']:.2f} | {a['cosine']:.4f}"
             lines.append(f"| {own} | {way} | {figures} |")
-            own = " | | | "
+            own = " | | | | "
     return "\n".join(lines)
 
 
@@ -286,6 +325,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100, help="evaluation crops")
     parser.add_argument("--calibration", type=int, default=128, help="calibration crops")
     parser.add_argument("--contender", action="append", choices=sorted(CONTENDERS), help="only these")
+    parser.add_argument("--aimet", metavar="PYTHON", help="Python of an environment with aimet-onnx")
     parser.add_argument("--json", metavar="PATH", help="write the figures there too (- is stdout)")
     parser.add_argument("--task", choices=("contend", "evaluate", "reference"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -300,11 +340,14 @@ def main() -> None:
         return
     import photos
 
+    if options.aimet:
+        os.environ[_AIMET] = options.aimet
+    names = options.contender or [n for n in CONTENDERS if options.aimet or not n.startswith("aimet")]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         np.save(folder / "calibration.npy", photos.calibration(options.calibration))
         np.save(folder / "evaluation.npy", photos.evaluation(options.images))
-        results = compare(options.contender or list(CONTENDERS), options.repeats, folder)
+        results = compare(names, options.repeats, folder)
     facts = json.dumps([asdict(r) for r in results], indent=2)
     if options.json and options.json != "-":
         Path(options.json).write_text(facts + "\n")

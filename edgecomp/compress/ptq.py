@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch.fx import GraphModule
 
-from edgecomp.compress import calibrate, equalize, observe, plan, rounding, rules, scales
+from edgecomp.compress import analytic, calibrate, equalize, observe, plan, rounding, rules, scales
 from edgecomp.compress.rounding import Correction, Method, Rounding
 from edgecomp.compress.rules import Rule
 from edgecomp.errors import DataError, InputError
@@ -115,8 +115,12 @@ class Quantize:
         """Weight name -> its integers; mended biases are written into the graph."""
         method = self.method()
         bits = rules.weight_bits(graph_module, self.rules, scales.weight_nodes(graph_module))
-        if not method.needs_inputs:
-            return plan.weights(graph_module, decided, bits, self.weight_bits)
+        if self.rounding == "nearest" and method.correction in ("none", "analytic"):
+            weights = plan.weights(graph_module, decided, bits, self.weight_bits)
+            if method.correction == "analytic":
+                few = observe.tensor_batches(source, min(self.samples, _ROUNDING_SAMPLES))
+                analytic.correct_biases(graph_module, weights, few, floats)
+            return weights
         samples = list(observe.tensor_batches(source, min(self.samples, _ROUNDING_SAMPLES)))
         return rounding.round_by_inputs(
             graph_module, samples, decided, floats, self.weight_bits, method, bits

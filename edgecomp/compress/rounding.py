@@ -41,10 +41,6 @@ class Method:
     rounding: Rounding = "gptq"
     correction: Correction = "empirical"
 
-    @property
-    def needs_inputs(self) -> bool:
-        return self.rounding != "nearest" or self.correction != "none"
-
 
 @dataclass
 class Sums:
