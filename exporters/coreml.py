@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,13 @@ from torch import nn
 
 from edgecomp import files, manifest
 from edgecomp.errors import ModelError, UnsupportedOpError
-from edgecomp.exporters import coreml_convert, coreml_file, coreml_importance
+from edgecomp.exporters import (
+    coreml_budget,
+    coreml_convert,
+    coreml_file,
+    coreml_importance,
+    coreml_place,
+)
 from edgecomp.exporters.coreml_compress import Linear, Palettize
 from edgecomp.exporters.coreml_groups import Planned
 from edgecomp.exporters.coreml_importance import Importance
@@ -44,6 +51,10 @@ class CoreMLExporter:
     `importance`: palettes minimize squared error weighted by the Fisher information of every weight, measured
     on the first `samples` of the calibration data, or plain squared error (also without such data).
     `palette_dtype`: entries of palettes as float16, or int8 with a scale per palette (half the bytes; iOS18).
+    `assignment`: "gptq" puts weights on palettes layer by layer with their inputs in view, on `samples` of
+    the calibration data; "nearest" takes the nearest entry; "auto" is gptq where there is such data and the
+    model has no operation that it would take apart (normalization, attention, recurrence).
+    `size`: the package takes at most this (bytes, or such as "3.2MB"); weights get 4, 6 or 8 bits (pal4).
     `states`: buffers of the module that keep their value from one prediction to the next (a decoder's cache).
     """
 
@@ -57,6 +68,8 @@ class CoreMLExporter:
     importance: Literal["fisher", "none"] = "fisher"
     samples: int = 32
     palette_dtype: Literal["float16", "int8"] = "float16"
+    assignment: Literal["auto", "gptq", "nearest"] = "auto"
+    size: str | int | None = None
     states: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -88,6 +101,12 @@ class CoreMLExporter:
             raise ValueError(f"depthwise is {self.depthwise!r}; expected int8, palette or float")
         if self.palette_dtype not in ("float16", "int8"):
             raise ValueError(f"palette_dtype is {self.palette_dtype!r}; expected float16 or int8")
+        if self.assignment not in ("auto", "gptq", "nearest"):
+            raise ValueError(f"assignment is {self.assignment!r}; expected auto, gptq or nearest")
+        if self.size is not None:
+            coreml_budget.parse(self.size)
+            if self.target != "coreml-pal4" or self.assignment == "nearest":
+                raise ValueError(f"size is set; it needs coreml-pal4 and assignment gptq, not {self.target}")
         if self.minimum_deployment_target != "iOS18":
             self._check_before_ios18()
 
@@ -117,12 +136,14 @@ class CoreMLExporter:
         example = coreml_convert.examples(candidate.inputs, _sample(data))
         self._refuse(module, example)
         wanted = self._conversion(candidate, module, example)
-        program = coreml_convert.convert(module, example, wanted)
-        spec, weights = _spec_and_weights(program)
         notes: list[Problem] = []
-        names = coreml_convert.constant_names(program, module)
-        compress = self._compression(candidate, module, data, notes)
-        weights, skipped = rewrite(spec, weights, compress, names, notes)
+        placed = self._placed(module, example, wanted, data, notes)
+        if placed is None:
+            compress = self._compression(candidate, module, data, notes)
+            spec, weights, skipped = _program(module, example, wanted, compress, notes)
+        else:
+            compress = self._palettes(None, notes, placed.bits_of)
+            spec, weights, skipped = _program(placed.module, example, wanted, compress, notes)
         artifact = manifest.draft(
             replace(candidate, history=(*candidate.history, self._record(notes))),
             data,
@@ -136,7 +157,12 @@ class CoreMLExporter:
         _describe(spec, artifact)
         with files.atomic(out) as temporary:
             coreml_file.write(temporary, spec, weights)
-            return manifest.describe(artifact, temporary)
+            described = manifest.describe(artifact, temporary)
+            if self.size is not None and described.size_bytes > coreml_budget.parse(self.size):
+                raise ModelError(
+                    f"{out.name} takes {described.size_bytes} bytes, more than {self.size}: allow more"
+                )
+            return described
 
     def _refuse(self, module: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
         damaged = _damaged(module)
@@ -171,21 +197,54 @@ class CoreMLExporter:
             return None
         modern = self.minimum_deployment_target == "iOS18"
         if self.target.startswith("coreml-pal"):
-            return Palettize(
-                bits=bits,
-                group_size=_AUTO_GROUP[self.target] if self.group_size == "auto" else self.group_size,
-                modern=modern,
-                min_elements=self.min_elements,
-                depthwise=self.depthwise,
-                importance=self._importance(candidate, module, data, notes),
-                palette_dtype=self.palette_dtype,
-                notes=notes,
-            )
+            return self._palettes(self._importance(candidate, module, data, notes), notes, {})
         plan = dict(candidate.quantization.weights) if candidate.quantization else {}
         if candidate.quantization and not candidate.quantization.activations and self.target == "coreml-int4":
             return Planned(plan)
         block = self.block_size if self.target == "coreml-int4" else None
         return Linear(bits, block, modern, self.min_elements, plan, notes)
+
+    def _palettes(
+        self, importance: Importance | None, notes: list[Problem], bits_of: Mapping[str, int]
+    ) -> Palettize:
+        return Palettize(
+            bits=_BITS[self.target],
+            group_size=self._group_size,
+            modern=self.minimum_deployment_target == "iOS18",
+            min_elements=self.min_elements,
+            depthwise=self.depthwise,
+            importance=importance,
+            palette_dtype=self.palette_dtype,
+            notes=notes,
+            bits_of=bits_of,
+        )
+
+    @property
+    def _group_size(self) -> int | None:
+        return _AUTO_GROUP[self.target] if self.group_size == "auto" else self.group_size
+
+    def _placed(
+        self,
+        module: nn.Module,
+        example: tuple[torch.Tensor, ...],
+        wanted: coreml_convert.Conversion,
+        data: Data,
+        notes: list[Problem],
+    ) -> coreml_place.Placed | None:
+        """The model with its weights on palettes already, where that is wanted and can be done."""
+        if not self.target.startswith("coreml-pal") or self.assignment == "nearest" or self.states:
+            return None
+        settings = coreml_place.Settings(
+            _BITS[self.target], self._group_size, self.min_elements, self.samples,
+            None if self.size is None else coreml_budget.parse(self.size), self.assignment == "gptq",
+        )  # fmt: skip
+        quick = self._palettes(None, [], {})
+
+        def size() -> int:
+            spec, weights, _ = _program(module, example, wanted, quick, [])
+            return int(spec.ByteSize()) + len(weights)
+
+        return coreml_place.place(module, example, data, settings, size, notes)
 
     def _importance(
         self, candidate: Candidate, module: nn.Module, data: Data, notes: list[Problem]
@@ -206,6 +265,21 @@ class CoreMLExporter:
         return StepRecord(
             self.target, "export", asdict(self), tuple(f"{n.module}: {n.reason}" for n in notes)
         )
+
+
+def _program(
+    module: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    wanted: coreml_convert.Conversion,
+    compress: Replace | None,
+    notes: list[Problem],
+) -> tuple[Any, bytes, list[Problem]]:
+    """(spec, weight file, what stayed as it was) of a converted and compressed module."""
+    program = coreml_convert.convert(module, example, wanted)
+    spec, weights = _spec_and_weights(program)
+    names = coreml_convert.constant_names(program, module)
+    weights, skipped = rewrite(spec, weights, compress, names, notes)
+    return spec, weights, skipped
 
 
 def _sample(data: Data) -> Batch | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,18 @@ def largest_divisor(count: int, at_most: int) -> int:
     return max(d for d in range(1, min(count, at_most) + 1) if count % d == 0)
 
 
+def palette_group(asked: int, bits: int, channels: int, count: int) -> int:
+    """Output channels that share a palette: `asked` where that divides and pays.
+
+    2^bits entries of 16 bits pay when the `count / channels` indices of each channel in the group, of `bits`
+    bits, are as long together: n * bits >= 16 * 2^bits.
+    """
+    divisors = [d for d in range(1, channels + 1) if channels % d == 0]
+    enough = -(-(16 << bits) * channels // (bits * count))
+    size = next(d for d in divisors if d >= min(enough, channels))
+    return max(size, *(d for d in divisors if d <= asked))
+
+
 @dataclass(frozen=True)
 class Palettize:
     """Indices of `bits` bits into palettes shared by `group_size` output channels (None: one per tensor).
@@ -36,6 +48,7 @@ class Palettize:
     not divide; both are noted. `modern` False: the iOS 16 form, one palette per tensor. `depthwise`: what
     becomes of depthwise convolutions, whose few weights per channel differ most in range. `importance`: what
     the palettes weigh errors by (None: all alike). `palette_dtype`: float16, or int8 with a scale per group.
+    `bits_of`: name of a weight -> 4, 6 or 8 bits (integers per channel), where they are not `bits`.
     """
 
     bits: int
@@ -46,21 +59,24 @@ class Palettize:
     importance: Importance | None
     palette_dtype: str
     notes: list[Problem]
+    bits_of: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, weight: Weight, writer: BlobWriter, const: Any) -> list[Any] | Problem:
-        channels = weight.array.shape[weight.axis]
         if weight.array.size < self.min_elements:
             return weight.problem(
                 f"{weight.array.size} weights; at least {self.min_elements} are needed for a palette to pay"
             )
         if self.depthwise != "palette" and _is_depthwise(weight):
             return self._depthwise(weight, writer, const)
-        size = channels if self.group_size is None else self._group(weight, channels)
+        bits = self.bits_of.get(weight.module, self.bits)
+        if bits == 8:
+            return Linear(8, None, self.modern, 0, {}, self.notes)(weight, writer, const)
+        size = self._group(weight, bits)
         matters = self.importance.of(weight) if self.importance else None
-        lut, indices = palettized(weight, self.bits, size, matters)
+        lut, indices = palettized(weight, bits, size, matters)
         if not self.modern:
-            return [_ios16_lut(const, weight, lut, indices, self.bits, writer)]
-        stored = value_of(writer, indices, _INDEX_TYPES[self.bits])
+            return [_ios16_lut(const, weight, lut, indices, bits, writer)]
+        stored = value_of(writer, indices, _INDEX_TYPES[bits])
         if self.palette_dtype == "int8":
             return _nested(const, stored, lut, writer)
         palette = value_of(writer, lut, FLOAT_TYPES[lut.dtype.name])
@@ -72,17 +88,15 @@ class Palettize:
         self.notes.append(weight.problem("depthwise: 8-bit integers per channel instead of a palette"))
         return Linear(8, None, self.modern, 0, {}, self.notes)(weight, writer, const)
 
-    def _group(self, weight: Weight, channels: int) -> int:
+    def _group(self, weight: Weight, bits: int) -> int:
         """Output channels that share a palette."""
+        channels = weight.array.shape[weight.axis]
         asked = int(self.group_size or channels)
-        divisors = [d for d in range(1, channels + 1) if channels % d == 0]
         if "gather" in weight.layers:  # rows of an embedding are many and alike
-            return next(d for d in divisors if d >= min(_ROWS * asked, channels))
-        # 2^bits entries of 16 bits pay when n indices of `bits` bits are as long: n * bits >= 16 * 2^bits.
-        enough = -(-(16 << self.bits) * channels // (self.bits * weight.array.size))
-        size = next(d for d in divisors if d >= min(enough, channels))
-        size = max(size, *(d for d in divisors if d <= asked))
-        if size != asked:
+            rows = min(_ROWS * asked, channels)
+            return next(d for d in range(rows, channels + 1) if channels % d == 0)
+        size = palette_group(asked, bits, channels, weight.array.size)
+        if size != asked and self.group_size is not None:
             reason = f"{asked} does not divide {channels}" if size < asked else "smaller ones would not pay"
             self.notes.append(weight.problem(f"palettes of {size} output channels, not {asked}: {reason}"))
         return size

@@ -35,6 +35,10 @@ from edgecomp.errors import GateFailed, InputError
     "--safe-x86", is_flag=True,
     help="No 8-bit sum of onnx-qdq saturates on an x86 without VNNI (in a recipe, safe_x86: true).",
 )  # fmt: skip
+@click.option(
+    "--size-budget", metavar="SIZE",
+    help="Bytes of the coreml-pal4 package (3.2MB): weights get 4, 6 or 8 bits (in a recipe, size: 3.2MB).",
+)  # fmt: skip
 @click.option("--no-parity", is_flag=True, help="Do not compare the artifacts with the float model.")
 @click.option("--gate", "gates", multiple=True, metavar="EXPR", help="A condition on every artifact.")
 @click.option(
@@ -52,6 +56,7 @@ def command(
     preprocessing: Path | None,
     shapes: tuple[str, ...],
     safe_x86: bool,
+    size_budget: str | None,
     no_parity: bool,
     gates: tuple[str, ...],
     settings: tuple[str, ...],
@@ -65,8 +70,9 @@ def command(
     from edgecomp.pipeline_single import Model, Sources, export_model
 
     check_names(gates)
-    safe = ("onnx-qdq.safe_x86=true",) if safe_x86 else ()
-    quantize, exporters = _settings((*settings, *safe), targets)
+    more = ("onnx-qdq.safe_x86=true",) if safe_x86 else ()
+    more += (f"coreml-pal4.size={size_budget}",) if size_budget else ()
+    quantize, exporters = _settings((*settings, *more), targets)
     result = export_model(
         Model(model, weights, tuple(shape(s) for s in shapes)),
         targets,

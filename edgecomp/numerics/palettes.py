@@ -70,6 +70,8 @@ def fit(
         if points is None:
             points, weights = palette_halves.counted(bits[part], weights)  # type: ignore[index]
         lut[part] = _centroids(points, weights, entries, resolution)
+    few, known = _distinct(values, entries)
+    lut[few] = known
     lut = np.sort(lut.astype(dtype).astype(np.float32), axis=1)
     for row in range(groups):
         if bits is None or n < palette_halves.PATTERNS:
@@ -77,6 +79,25 @@ def fit(
         else:
             indices[row] = palette_halves.indices(bits[row], _middles(lut[row]))
     return Palettes(lut, indices)
+
+
+def _distinct(values: np.ndarray, entries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows with at most `entries` different values, and these values, ascending, the last one repeated.
+
+    They are their own palettes; in long rows the solver, which puts borders at some places only, may miss it.
+    """
+    few = np.flatnonzero(_differences(np.sort(values[:, : 4 * entries], axis=1)) < entries)
+    ordered = np.sort(values[few], axis=1)
+    kept = _differences(ordered) < entries
+    few, ordered = few[kept], ordered[kept]
+    lut = np.repeat(ordered[:, -1:], entries, axis=1)
+    rank = np.cumsum(np.diff(ordered, axis=1) > 0, axis=1)
+    np.put_along_axis(lut, np.pad(rank, ((0, 0), (1, 0))), ordered, axis=1)
+    return few, lut
+
+
+def _differences(ordered: np.ndarray) -> np.ndarray:
+    return np.count_nonzero(np.diff(ordered, axis=1), axis=1)
 
 
 def _check(values: np.ndarray, entries: int, importance: np.ndarray | None) -> None:

@@ -83,7 +83,7 @@ def test_weighted_palettes_are_closer_at_the_output(tmp_path: Path) -> None:
     reference = module(torch.from_numpy(x[16:])).detach().numpy()
     noise, notes = {}, {}
     for importance in ("none", "fisher"):
-        exporter = CoreMLExporter(importance=importance)  # type: ignore[arg-type]
+        exporter = CoreMLExporter(assignment="nearest", importance=importance)  # type: ignore[arg-type]
         artifact = exporter.export(
             given, Data(calibration=Samples(x[:16])), tmp_path / f"{importance}.mlpackage"
         )
@@ -106,5 +106,7 @@ class _Sign(nn.Module):
 def test_a_module_without_gradients_is_exported_all_the_same(tmp_path: Path) -> None:
     data = Data(calibration=Samples(np.ones((2, 64), np.float32)))
     given = Candidate(_Sign().eval(), (TensorSpec("x", (1, 64)),))
-    notes = CoreMLExporter().export(given, data, tmp_path / "m.mlpackage").history[-1].notes
+    notes = (
+        CoreMLExporter(assignment="nearest").export(given, data, tmp_path / "m.mlpackage").history[-1].notes
+    )
     assert "palettes: every weight counts alike: the module has no gradients" in notes

@@ -163,3 +163,17 @@ def test_a_large_group_takes_the_nearest_entry_by_pattern() -> None:
     np.testing.assert_array_equal(found.indices[0], palettes.nearest(values[0], found.lut[0]))
     # Four equal parts of a uniform distribution: entries in the middle of each, the optimum.
     np.testing.assert_allclose(found.lut[0], [-1.5, -0.5, 0.5, 1.5], atol=4e-3)
+
+
+def test_values_that_lie_on_a_palette_already_are_their_own_palette():
+    """Long rows, where borders may lie at some places only; a row beside them is solved as ever."""
+    rng = np.random.default_rng(0)
+    tables = np.sort(rng.normal(size=(2, 16)).astype(np.float16).astype(np.float32))
+    rows = np.stack([rng.choice(t, 3000, p=np.r_[0.9, np.full(15, 0.1 / 15)]) for t in tables])
+    other = rng.normal(size=(1, 3000)).astype(np.float32)
+    found = palettes.fit(np.concatenate([rows, other]), 16)
+    np.testing.assert_array_equal(found.values()[:2], rows)
+    np.testing.assert_array_equal(found.values()[2:], palettes.fit(other, 16).values())
+    few = palettes.fit(np.array([[1.0, 2.0, 2.0, 1.0]]), 4)
+    np.testing.assert_array_equal(few.values(), [[1.0, 2.0, 2.0, 1.0]])
+    assert few.lut.shape == (1, 4)
