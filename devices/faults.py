@@ -70,7 +70,9 @@ class ModelCrashError(DeviceError):
 
 
 class ModelRefusedError(DeviceError):
-    """The runtime on the device cannot load or run an artifact."""
+    """The runtime on the device cannot load or run an artifact: the device works, the file does not fit it."""
+
+    exit_code = 2
 
 
 class OutputFormError(DeviceError):

@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_artifacts import write_onnx, write_tflite
 
-from edgecomp.devices.faults import TookTooLongError, UnreachableError
+from edgecomp.devices import host
+from edgecomp.devices.faults import ModelRefusedError, TookTooLongError, UnreachableError
+from edgecomp.devices.host import Request
 from edgecomp.devices.local import LocalDevice
 
 
@@ -67,3 +70,13 @@ def test_the_machine_is_probed() -> None:
     assert found["isa"] == os.uname().machine
     assert found["python"] == ".".join(str(n) for n in sys.version_info[:3])
     assert found["cores"] and found["ram_bytes"] > 1 << 28 and not found["emulated"]
+
+
+@pytest.mark.parametrize("name", ["cut.tflite", "cut.onnx"])
+def test_a_damaged_file_is_bad_input_not_a_failed_device(name: str, tmp_path: Path) -> None:
+    whole = tmp_path / name.replace("cut", "whole")
+    (write_tflite if whole.suffix == ".tflite" else write_onnx)(whole)
+    (tmp_path / name).write_bytes(whole.read_bytes()[:-120])
+    with pytest.raises(ModelRefusedError, match="cannot run") as error:
+        host.measure(LocalDevice("local"), Request(tmp_path / name, runs=1, seconds=0.1, warmup_seconds=0.0))
+    assert error.value.exit_code == 2
