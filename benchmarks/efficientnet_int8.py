@@ -179,6 +179,11 @@ CONTENDERS = {
         ".onnx",
         ours("onnx-qdq", {"rounding": "nearest", "observer": "minmax"}),
     ),
+    "edgecomp-analytic": Contender(
+        "the same, bias_correction analytic",
+        ".onnx",
+        ours("onnx-qdq", {"rounding": "nearest", "observer": "minmax", "bias_correction": "analytic"}),
+    ),
     "edgecomp-tflite": Contender("edgecomp tflite-int8", ".tflite", ours("tflite-int8", {})),
     "onnxruntime": Contender("ONNX Runtime quantize_static U8S8", ".onnx", onnxruntime_static),
     "aimet-minmax": Contender("AIMET-ONNX, min-max", ".onnx", aimet("min_max")),
