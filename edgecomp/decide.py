@@ -25,14 +25,14 @@ _CLEARLY_DB = 0.1
 class QuantizeToBudget:
     """Quantize so that no more than `max_drop` is lost, with the cheapest of these methods that manage it.
 
-    In turn: min-max ranges and nearest rounding; clipped ranges where that pays; bias correction; equalization; GPTQ
-    rounding; 16-bit activations where 8 bits cost most; training with fake quantization towards the float
-    model (`train_epochs`; 0 leaves it out). Each starts from what was kept before it, and is kept itself if
-    it loses less. `max_drop` is in points: hundredths of the task's metric where the evaluation data have
-    targets, else of top-1 disagreement with the float model, else of noise power over output power.
-    `size_bytes`: 4-bit weights, where they cost least, until all weights fit. Judged on `evaluation_samples`
-    of the evaluation data, or on the last quarter of the calibration data, which are then not calibrated on.
-    """
+    In turn: min-max ranges and nearest rounding; clipped ranges where that pays; bias correction;
+    equalization; GPTQ rounding; 16-bit activations where 8 bits cost most; training with fake
+    quantization towards the float model (`train_epochs`; 0 leaves it out). Each starts from what was kept
+    before it, and is kept itself if it loses less. `max_drop` is in points: hundredths of the task's
+    metric where the evaluation data have targets, else of top-1 disagreement with the float model, else
+    of noise power over output power. `size_bytes`: 4-bit weights, where they cost least, until all
+    weights fit. Judged on `evaluation_samples` of the evaluation data, or on the last quarter of the
+    calibration data, which are then not calibrated on."""
 
     max_drop: float = 0.5
     size_bytes: int | None = None
