@@ -19,16 +19,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from edgecomp.exporters.layer_inputs import LAYERS, columns, groups_of
 from edgecomp.graph import constants
-from edgecomp.graph.fold import convolution_arguments
 from edgecomp.numerics import palette_assignment, palettes
-
-aten = torch.ops.aten
-
-_LAYERS = (aten.conv2d.default, aten.conv1d.default, aten.linear.default)
-_POSITIONS = 1024
-"""Positions of one sample that the sums of a layer's inputs take."""
-
 
 Group = Callable[[int, int, int], int]
 """(bits, output channels, weights) -> output channels that share a palette."""
@@ -56,7 +49,7 @@ def layers(graph_module: GraphModule, least: int) -> list[Node]:
 
 
 def _is_layer(node: Node, least: int) -> bool:
-    if node.target not in _LAYERS or not constants.is_constant(node.args[1]):
+    if node.target not in LAYERS or not constants.is_constant(node.args[1]):
         return False
     weight = node.args[1]
     shape = tuple(weight.meta["val"].shape)
@@ -100,7 +93,7 @@ class _Walk:
 
     def _compute(self, node: Node, values: Mapping[Node, list[Any]], index: int) -> Any:
         args = map_arg(node.args, lambda n: values[n][index])
-        return node.target(*args, **map_arg(node.kwargs, lambda n: values[n][index]))  # type: ignore[operator]
+        return node.target(*args, **map_arg(node.kwargs, lambda n: values[n][index]))
 
     def _free(self, sources: Sequence[Node]) -> None:
         for source in sources:
@@ -112,7 +105,7 @@ class _Walk:
     def _decided(self, node: Node) -> dict[Node, list[Any]]:
         """The values with the layer's new weight and bias, which the graph has from here on as well."""
         weight = constants.value_of(self.graph_module, node.args[1]).detach()
-        groups, shape = _groups(node), tuple(weight.shape)
+        groups, shape = groups_of(node), tuple(weight.shape)
         sums = _sums(node, self.exact[node.args[0]], self.found[node.args[0]])
         trained = weight.double().numpy().reshape(groups, shape[0] // groups, -1)
         chosen = self._chosen(trained, sums.hessian, self.bits[node.name])
@@ -153,34 +146,14 @@ class _Sums:
 
 
 def _sums(node: Node, exact: Sequence[Tensor], found: Sequence[Tensor]) -> _Sums:
-    second = first = plain = 0.0
+    totals: list[Tensor] = []
     count = 0
     for a, b in zip(exact, found, strict=True):
-        x, q = _columns(node, a), _columns(node, b)
-        second = second + (q @ q.transpose(1, 2)).double()
-        first, plain = first + q.sum(2).double(), plain + x.sum(2).double()
+        x, q = columns(node, a), columns(node, b)
+        parts = [t.double() for t in (q @ q.transpose(1, 2), q.sum(2), x.sum(2))]
+        totals = [whole + part for whole, part in zip(totals, parts, strict=True)] if totals else parts
         count += q.shape[2]
-    return _Sums(*((t / count).numpy() for t in (second, first, plain)))  # type: ignore[union-attr]
-
-
-def _groups(node: Node) -> int:
-    return 1 if node.target is aten.linear.default else int(convolution_arguments(node)[6])
-
-
-def _columns(node: Node, value: Tensor) -> Tensor:
-    """A layer's input as the columns that its weight multiplies: [groups, d, positions]."""
-    if node.target is aten.linear.default:
-        flat = value.reshape(-1, value.shape[-1]).T
-    else:
-        _, _, _, stride, padding, dilation, _ = convolution_arguments(node)
-        kernel = list(node.args[1].meta["val"].shape[2:])
-        if node.target is aten.conv1d.default:
-            value, kernel = value[:, :, None], [1, *kernel]
-            stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
-        flat = torch.nn.functional.unfold(value, kernel, dilation, padding, stride)
-        flat = flat.transpose(0, 1).flatten(1)
-    flat = flat[:, :: max(flat.shape[1] // _POSITIONS, 1)]
-    return flat.reshape(_groups(node), -1, flat.shape[1])
+    return _Sums(*((t / count).numpy() for t in totals))
 
 
 def _tables(trained: np.ndarray, hessian: np.ndarray, entries: int, group: int) -> np.ndarray:

@@ -17,17 +17,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from edgecomp.exporters.layer_inputs import LAYERS, columns, groups_of
 from edgecomp.graph import constants, fake_quant
-from edgecomp.graph.fold import convolution_arguments
 from edgecomp.graph.interpret import watch
 from edgecomp.numerics import affine, gptq, saturation
 from edgecomp.spec import DataSource, QuantizationPlan, TensorQuantization
 
-aten = torch.ops.aten
-
 _SAMPLES = 16
-_POSITIONS = 1024
-"""Positions of one sample that the sums of a layer's inputs take."""
 _ROUNDS = 6
 _BEYOND = 1.002
 """A scale is raised by this more than it must: rounding on it can bring a pair back to the limit."""
@@ -75,7 +71,7 @@ def mend(graph_module: GraphModule, plan: QuantizationPlan, source: DataSource) 
 
 def _is_at_risk(node: Node, plan: QuantizationPlan) -> bool:
     """A convolution or linear layer in integers of 8 bits; depthwise kernels multiply in 16 bits."""
-    if node.target not in (aten.conv2d.default, aten.conv1d.default, aten.linear.default):
+    if node.target not in LAYERS:
         return False
     weight = node.args[1]
     if weight.op != "get_attr" or node.name in plan.float_nodes or str(weight.target) not in plan.weights:
@@ -85,11 +81,7 @@ def _is_at_risk(node: Node, plan: QuantizationPlan) -> bool:
     if source is None or source.spec.bits != 8 or stored.spec.bits != 8 or stored.values is None:
         return False
     shape = tuple(weight.meta["val"].shape)
-    return not (_groups(node) == shape[0] and shape[1] == 1 and len(shape) > 2)
-
-
-def _groups(layer: Node) -> int:
-    return 1 if layer.target is aten.linear.default else int(convolution_arguments(layer)[6])
+    return not (groups_of(node) == shape[0] and shape[1] == 1 and len(shape) > 2)
 
 
 @torch.no_grad()
@@ -121,28 +113,12 @@ def _samples(source: DataSource) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _add(found: dict[str, Seen], layer: Node, value: Tensor) -> None:
-    flat = _columns(layer, value)
-    columns = flat.reshape(_groups(layer), -1, flat.shape[1]).double().numpy()
-    groups, depth = columns.shape[:2]
+    flat = columns(layer, value).double().numpy()
+    groups, depth = flat.shape[:2]
     seen = found.setdefault(layer.name, Seen(np.zeros((groups, depth, depth)), np.zeros((groups, depth))))
-    seen.hessian += columns @ columns.transpose(0, 2, 1)
-    seen.total += columns.sum(2)
-    seen.count += columns.shape[2]
-
-
-def _columns(layer: Node, value: Tensor) -> Tensor:
-    """A layer's input as the columns that its weight [out, K] multiplies: [groups * K, positions]."""
-    if layer.target is aten.linear.default:
-        flat = value.reshape(-1, value.shape[-1]).T
-    else:
-        _, _, _, stride, padding, dilation, _ = convolution_arguments(layer)
-        kernel = list(layer.args[1].meta["val"].shape[2:])
-        if layer.target is aten.conv1d.default:
-            value, kernel = value[:, :, None], [1, *kernel]
-            stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
-        flat = torch.nn.functional.unfold(value, kernel, dilation, padding, stride)
-        flat = flat.transpose(0, 1).flatten(1)
-    return flat[:, :: max(flat.shape[1] // _POSITIONS, 1)]
+    seen.hessian += flat @ flat.transpose(0, 2, 1)
+    seen.total += flat.sum(2)
+    seen.count += flat.shape[2]
 
 
 def _mended_layer(

@@ -70,9 +70,9 @@ def command(
     from edgecomp.pipeline_single import Model, Sources, export_model
 
     check_names(gates)
-    more = ("onnx-qdq.safe_x86=true",) if safe_x86 else ()
-    more += (f"coreml-pal4.size={size_budget}",) if size_budget else ()
-    quantize, exporters = _settings((*settings, *more), targets)
+    pairs = [*settings, *(["onnx-qdq.safe_x86=true"] if safe_x86 else [])]
+    pairs += [f"coreml-pal4.size={size_budget}"] if size_budget else []
+    quantize, exporters = _settings(tuple(pairs), targets)
     result = export_model(
         Model(model, weights, tuple(shape(s) for s in shapes)),
         targets,
