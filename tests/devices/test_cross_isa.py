@@ -54,3 +54,13 @@ def test_kernels_that_are_far_off_are_named_by_their_cause() -> None:
     row = {"device": "d", "isa": "x86_64", "reference_step": 30, "saturates": True}
     assert cross_isa._warning(row).startswith("saturates: on d (x86_64)")
     assert cross_isa._warning(row | {"saturates": False}).startswith("wrong kernels: on d")
+
+
+@pytest.mark.parametrize(
+    "steps, others, expected",
+    [(21, 21, True), (20, 20, False), (20, 2, True), (20, 6, False), (10, 0, False), (11, 0, True)],
+)
+def test_far_off_is_more_than_rounding_or_than_others_need(steps: int, others: int, expected: bool) -> None:
+    rows = [{"device": "old", "reference_step": steps, "x86": True}, {"reference_step": others, "x86": False}]
+    old, other = cross_isa.judged(rows)
+    assert old["saturates"] is expected and not other["saturates"] and "x86" not in old
