@@ -175,14 +175,14 @@ def coremltools_palettes() -> Callable[[nn.Module, np.ndarray, Path], None]:
 CONTENDERS = {
     "edgecomp-onnx": Contender("edgecomp onnx-qdq", ".onnx", ours("onnx-qdq", {})),
     "edgecomp-plain": Contender(
-        "edgecomp onnx-qdq, rounding nearest",
+        "edgecomp onnx-qdq, min-max, nearest",
         ".onnx",
         ours("onnx-qdq", {"rounding": "nearest", "observer": "minmax"}),
     ),
-    "edgecomp-analytic": Contender(
-        "the same, bias_correction analytic",
+    "edgecomp-uncorrected": Contender(
+        "the same, biases left",
         ".onnx",
-        ours("onnx-qdq", {"rounding": "nearest", "observer": "minmax", "bias_correction": "analytic"}),
+        ours("onnx-qdq", {"rounding": "nearest", "observer": "minmax", "bias_correction": "none"}),
     ),
     "edgecomp-tflite": Contender("edgecomp tflite-int8", ".tflite", ours("tflite-int8", {})),
     "onnxruntime": Contender("ONNX Runtime quantize_static U8S8", ".onnx", onnxruntime_static),

@@ -57,6 +57,7 @@ class QuantizeToBudget:
         return Quantize(
             observer="minmax",
             rounding="nearest",
+            bias_correction="none",
             samples=self.samples,
             exclude=self.exclude,
             rules=self.rules,
@@ -131,7 +132,7 @@ class _Search:
         else:
             yield _Method("min-max ranges, nearest rounding", self.step, {})
         yield self._change("clipped ranges where that pays", observer="output")
-        yield self._change("bias correction", bias_correction="empirical")
+        yield self._change("bias correction", bias_correction="analytic")
         yield self._change("equalization", equalize=0.5)
         yield self._change("GPTQ rounding", rounding="gptq", bias_correction="auto")
         for share in (0.5, 0.1):

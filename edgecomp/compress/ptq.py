@@ -28,9 +28,9 @@ class Quantize:
 
     `observer`: minmax, moving-average, percentile, entropy, mse, or output: for each scale min-max or mse,
     by the noise at the model's outputs. `samples`: how many calibration samples are used. `rounding`: "gptq"
-    rounds weights with their inputs in view (32 samples at most), "sequential-mse" chooses each scale by the
-    error on those inputs, "nearest" is plain. `bias_correction`: "empirical", "analytic" or "none" ("auto":
-    empirical, but none with nearest; see `rounding.Method`).
+    rounds weights with their inputs in view (32 samples at most), "descent" goes on from there,
+    "sequential-mse" chooses each scale by the error on those inputs, "nearest" is plain. `bias_correction`:
+    "empirical", "analytic" or "none" ("auto": analytic with nearest, else empirical; see `rounding.Method`).
     `equalize`: share (0 to 1) of the differences between channels that moves from activations into the
     next layer's weights, where this is exact; `absorb`: large biases before a ReLU move into the next layer.
     `weight_bits`: 4 or 8. `activation_bits`: 8 or 16. `rules`: pattern of module names (or `type:conv2d`) ->
@@ -66,7 +66,7 @@ class Quantize:
 
     def method(self) -> Method:
         """How integers and biases are found, "auto" resolved."""
-        plain: Correction = "none" if self.rounding == "nearest" else "empirical"
+        plain: Correction = "analytic" if self.rounding == "nearest" else "empirical"
         return Method(self.rounding, plain if self.bias_correction == "auto" else self.bias_correction)
 
     def __call__(self, candidate: Candidate, data: Data) -> Candidate:

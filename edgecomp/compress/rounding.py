@@ -20,7 +20,7 @@ from edgecomp.graph import constants
 from edgecomp.numerics import affine, gptq
 from edgecomp.spec import QuantSpec, TensorQuantization
 
-Rounding = Literal["nearest", "sequential-mse", "gptq"]
+Rounding = Literal["nearest", "sequential-mse", "gptq", "descent"]
 Correction = Literal["auto", "none", "analytic", "empirical"]
 
 _GRID = tuple(float(share) for share in np.linspace(0.6, 1.0, 17))
@@ -31,9 +31,10 @@ _CLIP_SHARES = {8: (1.0,), 4: _GRID}
 class Method:
     """How integers and biases are found.
 
-    `rounding`: "gptq"; "sequential-mse" (nearest, on the scale of a grid with the least error on the layer's
-    inputs, layer after layer); "nearest" (min-max scales). `correction` of the bias: "empirical" restores the
-    mean of the float layer's output on the inputs as they are after quantization, "analytic" takes back what
+    `rounding`: "gptq"; "descent" (GPTQ, then column by column to the best integer given all others, until
+    none changes; `gptq.descend`); "sequential-mse" (nearest, on the scale of a grid with the least error on
+    the layer's inputs, layer after layer); "nearest" (min-max scales). `correction` of the bias: "empirical"
+    restores the mean of the float layer's output on the inputs as they are after quantization, "analytic" takes back what
     the rounded weights add to it on float inputs, (W_rounded - W) E[x] (Nagel et al., ICCV 2019, section 4.2;
     E[x] is measured here, not derived from batch-norm statistics), "none" leaves it.
     """
@@ -115,8 +116,10 @@ class Rounder:
         node, found = layer.node, sums(layer, self.method.rounding != "nearest")
         trained = columns.as_matrices(weight.astype(np.float64), node)
         scale = self._scales(node, name, trained, found.hessian, spec)
-        if self.method.rounding == "gptq":
+        if self.method.rounding in ("gptq", "descent"):
             integers = gptq.round_weights(trained, found.hessian, scale, spec.qmax)
+            if self.method.rounding == "descent":
+                integers = gptq.descend(trained, integers, found.hessian, scale, spec.qmax)
         else:
             integers = gptq.nearest(trained, scale, spec.qmax)
         per_channel = scale.reshape(-1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Rounding that knows the inputs: second-order (GPTQ) rounding of weights on a fixed grid.
+"""Rounding that knows the inputs: second-order (GPTQ) rounding of weights on a fixed grid, and descent.
 
 Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
 ICLR 2023, algorithm 1 (columns in order of falling diagonal, errors spread by the inverse Hessian).
@@ -92,3 +92,39 @@ def _sweep(weight: np.ndarray, factor: np.ndarray, scale: np.ndarray, qmax: int)
             errors[:, :, j - start] = error
         weight[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
     return integers
+
+
+def descend(
+    weight: np.ndarray,
+    integers: np.ndarray,
+    hessian: np.ndarray,
+    scale: np.ndarray,
+    qmax: int,
+    sweeps: int = 4,
+) -> np.ndarray:
+    """Integers [groups, out, d] that make the error on the inputs, e H e^T, smaller still, column by column.
+
+    Each column in turn takes the integer that is best for what all others are now, which is a rounding of
+    w_j - (sum over k != j of e_k H_kj) / H_jj. The error never grows; it ends when a sweep changes nothing.
+    Source: Behdin et al., "QuantEase: Optimization-based Quantization for Language Models", 2023, algorithm
+    1.
+    """
+    steps = scale[:, :, None]
+    found = integers.astype(np.float64)
+    moments = damped(hessian, 1e-6)
+    diagonal = np.einsum("gii->gi", moments)
+    pull = (found * steps - weight) @ moments
+    for _ in range(sweeps):
+        changed = False
+        for j in range(weight.shape[2]):
+            now = found[:, :, j]
+            best = now * scale - pull[:, :, j] / diagonal[:, None, j]
+            column = np.clip(np.rint(best / scale), -qmax, qmax)
+            moved = (column - now) * scale
+            if moved.any():
+                changed = True
+                pull += moved[:, :, None] * moments[:, None, j, :]
+                found[:, :, j] = column
+        if not changed:
+            break
+    return found.astype(np.int32)

@@ -160,6 +160,6 @@ def test_columns_times_matrices_is_the_layer(layer: nn.Module, shape: tuple[int,
 
 def test_rounding_is_named() -> None:
     with pytest.raises(
-        InputError, match=r"rounding is 'best'; expected one of nearest, sequential-mse, gptq"
+        InputError, match=r"rounding is 'best'; expected one of nearest, sequential-mse, gptq, descent"
     ):
         Quantize(rounding="best")  # type: ignore[arg-type]

@@ -72,3 +72,24 @@ def test_upper_factor_is_the_cholesky_factor_of_the_inverse(seed: int, groups: i
     assert (np.diagonal(factor, axis1=1, axis2=2) > 0).all()
     product = factor.transpose(0, 2, 1) @ factor @ hessian
     np.testing.assert_allclose(product, np.broadcast_to(np.eye(d), product.shape), atol=1e-7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(2, 40))
+def test_descent_never_loses_and_stays_on_the_grid(seed: int, groups: int, d: int) -> None:
+    rng = np.random.default_rng(seed)
+    inputs = rng.standard_normal((groups, d, 2 * d)) + 2 * rng.standard_normal((groups, 1, 2 * d))
+    hessian = inputs @ inputs.transpose(0, 2, 1) / (2 * d)
+    weight = rng.standard_normal((groups, 4, d))
+    scale = np.abs(weight).max(axis=2) / 7
+    start = gptq.round_weights(weight, hessian, scale, 7)
+    found = gptq.descend(weight, start, hessian, scale, 7)
+    assert np.abs(found).max() <= 7
+    assert _cost(weight, found, scale, hessian) <= _cost(weight, start, scale, hessian) * (1 + 1e-5) + 1e-9
+
+
+def test_descent_mends_what_rounding_to_nearest_did() -> None:
+    """Equal inputs see the sum of four weights of 0.4, which is 1.6: two of them go up."""
+    weight, hessian, scale = np.full((1, 1, 4), 0.4), np.ones((1, 4, 4)), np.array([[1.0]])
+    found = gptq.descend(weight, np.zeros((1, 1, 4), np.int32), hessian, scale, 7)
+    assert found.sum() == 2
