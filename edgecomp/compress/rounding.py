@@ -34,9 +34,9 @@ class Method:
     `rounding`: "gptq"; "descent" (GPTQ, then column by column to the best integer given all others, until
     none changes; `gptq.descend`); "sequential-mse" (nearest, on the scale of a grid with the least error on
     the layer's inputs, layer after layer); "nearest" (min-max scales). `correction` of the bias: "empirical"
-    restores the mean of the float layer's output on the inputs as they are after quantization, "analytic" takes back what
-    the rounded weights add to it on float inputs, (W_rounded - W) E[x] (Nagel et al., ICCV 2019, section 4.2;
-    E[x] is measured here, not derived from batch-norm statistics), "none" leaves it.
+    restores the mean of the float layer's output on the inputs as they are after quantization, "analytic"
+    takes back what the rounded weights add to it on float inputs, (W_rounded - W) E[x] (Nagel et al., ICCV
+    2019, section 4.2; E[x] is measured here, not derived from batch-norm statistics), "none" leaves it.
     """
 
     rounding: Rounding = "gptq"
