@@ -232,6 +232,35 @@ class _AlignedBuffer(schema.BufferT):
         return int(schema.BufferEnd(builder))
 
 
+class _Scales(schema.QuantizationParametersT):
+    """Scales and zero points; equal vectors are written once in a file (`written`: their bytes -> where).
+
+    Every channel of every weight and bias has an int64 zero point of 0: apart they take as much as the scales
+    twice over.
+    """
+
+    def __init__(self, quant: Quant, written: dict[bytes, int]) -> None:
+        super().__init__()
+        self.scale = np.ascontiguousarray(quant.scale, np.float32)
+        self.zeroPoint = np.ascontiguousarray(quant.zero_point, np.int64)
+        self.quantizedDimension = quant.axis
+        self._written = written
+
+    def Pack(self, builder: flatbuffers.Builder) -> int:
+        vectors = [self._vector(builder, v) for v in (self.scale, self.zeroPoint)]
+        schema.QuantizationParametersStart(builder)
+        schema.QuantizationParametersAddScale(builder, vectors[0])
+        schema.QuantizationParametersAddZeroPoint(builder, vectors[1])
+        schema.QuantizationParametersAddQuantizedDimension(builder, self.quantizedDimension)
+        return int(schema.QuantizationParametersEnd(builder))
+
+    def _vector(self, builder: flatbuffers.Builder, values: np.ndarray) -> int:
+        key = values.dtype.char.encode() + values.tobytes()
+        if key not in self._written:
+            self._written[key] = int(builder.CreateNumpyVector(values))
+        return self._written[key]
+
+
 class Writer:
     """Numbers tensors, buffers and operator codes in order of first use."""
 
@@ -243,6 +272,7 @@ class Writer:
         self._buffer_of: dict[bytes, int] = {}
         self._code_of: dict[tuple[str, int], int] = {}
         self._scales: list[Tensor] = []
+        self._written: dict[bytes, int] = {}
 
     def next_graph(self) -> None:
         """Begin another subgraph: tensors are numbered anew, buffers and codes are shared."""
@@ -324,10 +354,10 @@ class Writer:
 
     def _quantization(self, tensor: Tensor) -> Any:
         quant = tensor.quant
+        if quant is not None and not quant.block:
+            return _Scales(quant, self._written)
         made = schema.QuantizationParametersT()
-        if quant is None:
-            return made
-        if quant.block:
+        if quant is not None:
             made.detailsType = schema.QuantizationDetails.BlockwiseQuantization
             made.details = schema.BlockwiseQuantizationT()
             scales = Tensor(
@@ -337,10 +367,6 @@ class Writer:
             made.details.scales = self.tensor(scales)
             made.details.zeroPoints = -1
             made.details.blockSize = quant.block
-            return made
-        made.scale = np.ascontiguousarray(quant.scale, np.float32)
-        made.zeroPoint = np.ascontiguousarray(quant.zero_point, np.int64)
-        made.quantizedDimension = quant.axis
         return made
 
 

@@ -140,3 +140,24 @@ def test_a_field_that_the_options_lack_is_an_error() -> None:
     draft.emit("SOFTMAX", [x], [y], "SoftmaxOptions", gamma=1.0)
     with pytest.raises(AttributeError, match="SoftmaxOptions has no field 'gamma'"):
         serialize(draft, [("x", x)], [("y", y)], {})
+
+
+def test_equal_scales_and_zero_points_are_stored_once() -> None:
+    """Eight weights of 64 channels: one vector of 64 zeros (8 bytes each) instead of eight."""
+    sizes = []
+    for count in (1, 8):
+        draft = Draft()
+        x = made = Tensor("x", (1, 8), "int8", Quant.of(0.1))
+        for i in range(count):
+            quant = Quant(np.full(64, 0.1 + i, np.float32), np.zeros(64, np.int64), 0)
+            weight = draft.constant(np.ones((64, 8), np.int8), f"w{i}", "int8", quant)
+            made = Tensor(f"y{i}", (1, 64), "int8", Quant.of(0.2))
+            draft.emit("FULLY_CONNECTED", [x, weight, None], [made], "FullyConnectedOptions")
+        content = serialize(draft, [("x", x)], [("y", made)], {})
+        sizes.append(len(content))
+        graph = schema.ModelT.InitFromPackedBuf(content, 0).subgraphs[0]
+        found = [t.quantization for t in graph.tensors if len(t.quantization.scale) == 64]
+        assert len(found) == count
+        assert all(q.zeroPoint.tolist() == [0] * 64 and q.scale[5] == q.scale[0] for q in found)
+    scales, zeros, tables = 7 * 64 * 4, 7 * 64 * 8, 7 * 350
+    assert sizes[1] - sizes[0] < scales + tables < scales + zeros
