@@ -29,15 +29,33 @@ _BAR = 20
 @click.option(
     "--size-bytes", type=int, help="With --max-drop: 4-bit weights, where they cost least, until they fit."
 )
+@click.option(
+    "--groups", is_flag=True, help="Weights of 4 bits in groups and float activations (quantize-weights)."
+)
 @click.option("--sensitivity", is_flag=True, help="Also show what each weight and activation costs alone.")
 def command(
-    samples: int | None, max_drop: float | None, size_bytes: int | None, sensitivity: bool, **facts: Any
+    samples: int | None,
+    max_drop: float | None,
+    size_bytes: int | None,
+    groups: bool,
+    sensitivity: bool,
+    **facts: Any,
 ) -> None:
     """Quantize MODEL (or a checkpoint of edgecomp) with calibration data, and write a checkpoint.
 
     Needs --calib. `edgecomp export CHECKPOINT` then lowers the same scales to every integer target.
     Other settings of the step: --set observer=mse --set "rules={blocks.0: {activation_bits: 16}}".
+
+    With --groups only weights become integers, for onnx-int4, tflite-int4 and coreml-int4; settings are then
+    such as --set method=hqq --set group_size=128 --set symmetric=false --set scaling=awq.
     """
+    if groups and (max_drop is not None or sensitivity):
+        raise click.UsageError(
+            "--groups goes with neither --max-drop nor --sensitivity, which try activations"
+        )
+    if groups:
+        step.run("quantize-weights", facts, {"samples": samples})
+        return
     if size_bytes is not None and max_drop is None:
         raise click.UsageError("--size-bytes goes with --max-drop: say what may be lost for it")
     extra = {"samples": samples, "max_drop": max_drop, "size_bytes": size_bytes}

@@ -52,7 +52,7 @@ def test_float_weights(kind: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(in_steps(decoder, ids()), forced(found.module, ids()), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
 def test_four_bit_weights(kind: str, tmp_path: Path) -> None:
     found = candidate(kind, method="rtn", symmetric=kind != "qwen3")
     decoder = exported(found, tmp_path / "m.onnx")
