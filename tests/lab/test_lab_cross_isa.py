@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import lab_build as build
+import lab_machine as machine
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
+from edgecomp import ladder
+from edgecomp.calibration_data.sample import fashion_test
 from edgecomp.cli import devices as devices_command
 from edgecomp.cli import main
 from edgecomp.devices import cross_isa
 from edgecomp.devices.local import LocalDevice
 from edgecomp.devices.qemu import QemuDevice, QemuX86Device
+from edgecomp.devices.ssh import SshDevice
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
+import planted_faults
 
 
 def write_qdq(path: Path, weights: np.ndarray) -> Path:
@@ -126,6 +135,21 @@ def test_parity_runs_the_file_on_every_processor_of_the_lab(lab: None, tmp_path:
     if shutil.which("qemu-x86_64"):
         assert rows["x86-without-vnni"]["saturates"] and found["saturates"] == 1
         assert any(line.startswith("saturates: on x86-without-vnni") for line in found["warnings"])
+
+
+@pytest.mark.slow
+def test_an_emulated_arm_core_and_a_board_over_ssh_are_rungs_of_the_ladder(
+    lab: None, board: machine.Board, ssh: Callable[..., SshDevice], tmp_path: Path
+) -> None:
+    candidate = planted_faults.quantized()
+    artifact = planted_faults.export(candidate, tmp_path)
+    devices = [QemuDevice("neoverse", build.ROOT, cpu="neoverse-n1"), ssh()]
+    report = ladder.climb(candidate, artifact, fashion_test(), limit=8, layer_samples=2, devices=devices)
+    rungs = {r["name"]: r for r in report["rungs"]}
+    assert report["blamed"] is None and list(rungs)[-2:] == ["neoverse", "lab"]
+    for name in ("neoverse", "lab"):
+        assert rungs[name]["passed"] and rungs[name]["samples"] == 8
+        assert rungs[name]["sqnr_db"] == pytest.approx(rungs["deploy kernels"]["sqnr_db"], abs=1.0)
 
 
 def test_the_command_names_who_was_compared(lab: None, tmp_path: Path, inputs: Path) -> None:
