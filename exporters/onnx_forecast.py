@@ -2,8 +2,9 @@
 
 ONNX Runtime folds DequantizeLinear, operation, QuantizeLinear into one integer kernel for some operations
 (qdq_selector_action_transformer.cc, ONNX Runtime 1.20 to 1.32). On x86 it first turns int8 activations into
-uint8 (qdq_s8_to_u8.cc), but only where one operation reads the value: where several do it stays int8, and an
-operation between the two kinds is folded no more. It then computes in float.
+uint8 (qdq_s8_to_u8.cc), but only where one operation reads the value: where several do it stays int8. An
+operation between the two kinds is folded no more, nor is a convolution or product of int8: both then compute
+in float.
 """
 
 from __future__ import annotations
@@ -121,6 +122,8 @@ def _runs(whole: _Graph, node: onnx.NodeProto) -> tuple[str, str]:
         return "float", f"ONNX Runtime has no integer kernel for {node.op_type}"
     if kinds[0] is None or None in kinds:
         return "float", "an operand arrives as a float"
+    if whole.unsigned and node.op_type in _WEIGHTED and kinds[0] == "s8":
+        return "float", "on x86 it takes uint8 only, and its operand stays int8: several operations read it"
     if node.op_type == "MatMul" and given is None:
         return "integer", "with a float result"
     if given is None and node.op_type != "Gemm":
