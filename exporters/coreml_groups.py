@@ -31,6 +31,8 @@ class Planned:
 
     def __call__(self, weight: Weight, writer: BlobWriter, const: Any) -> list[Any] | Problem:
         decided = self.plan.get(weight.module)
+        if decided is None and set(weight.layers) == {"gather"} and "weight" not in weight.module:
+            return weight.problem("a computed table (rotations, positions), no weight: it stays float")
         if decided is None or decided.values is None:
             return weight.problem("the plan has no integers for it")
         if decided.values.shape != weight.array.shape:

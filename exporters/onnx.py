@@ -73,6 +73,9 @@ class OnnxExporter:
                 Problem("quantize", "", "the model has no quantization plan: quantize it first (--calib SRC)")
             ]
         found = []
+        if self.target == "onnx-qdq" and candidate.quantization and not candidate.quantization.activations:
+            reason = "its plan rounds weights alone (quantize-weights); export onnx-int4, or use quantize"
+            found.append(Problem("activations", "", reason))
         for node in captured(candidate).graph.nodes:
             if node.op == "call_function" and node.target not in OPS:
                 found.append(Problem(str(node.target), node.meta.get("module", ""), "no ONNX lowering"))

@@ -11,7 +11,7 @@ import torch
 from text_models import expected, ids, in_groups, text_candidate
 from torch import nn
 
-from edgecomp.errors import InputError
+from edgecomp.errors import InputError, UnsupportedOpError
 from edgecomp.exporters import onnx_int4
 from edgecomp.exporters.onnx import OnnxExporter
 from edgecomp.numerics import groupwise
@@ -99,6 +99,12 @@ def test_nibbles_are_packed_low_first_with_their_offset() -> None:
     blocks = onnx_int4.packed(q)
     assert blocks.packed.tobytes() == bytes([0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE])
     assert blocks.zero is not None and blocks.zero.tobytes() == bytes([0x0B])
+
+
+def test_a_plan_of_weights_alone_is_no_qdq(tmp_path: Path) -> None:
+    candidate = in_groups(text_candidate())
+    with pytest.raises(UnsupportedOpError, match="rounds weights alone"):
+        OnnxExporter("onnx-qdq").export(candidate, Data(), tmp_path / "m.onnx")
 
 
 def test_settings_are_checked() -> None:
