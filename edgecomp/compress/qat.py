@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from edgecomp.compress import plan, scales
+from edgecomp.compress.distill_losses import logit_loss
 from edgecomp.compress.fit import fit
 from edgecomp.compress.observe import Observer
 from edgecomp.compress.ptq import Quantize, example_inputs
@@ -37,8 +38,10 @@ from edgecomp.spec import Candidate, Data, QuantizationPlan, StepRecord, TensorQ
 class QuantizeAwareTraining(Training):
     """Train with fake quantization; the trained scales reach every artifact as they are.
 
-    `alpha`: share of the loss that is regression on the float model's outputs (1: no labels are needed;
-    Ba and Caruana, NeurIPS 2014), the rest is the task's loss on labels. Training starts from the ranges of
+    `alpha`: share of the loss that is distillation (1: no labels are needed), the rest is the task's loss on
+    labels. `teacher`: the float model that is quantized, or the `original` that the chain started from, which
+    was not pruned. `loss`: regression on its outputs (Ba and Caruana, NeurIPS 2014), or logits softened by
+    `temperature` (Hinton et al. 2015). Training starts from the ranges of
     post-training calibration (`observer`, `samples`). `rounding`, `equalize`, `rules` and `exclude` as in
     `quantize`; with another rounding than "nearest" the trained weights start from its integers.
     """
@@ -47,6 +50,9 @@ class QuantizeAwareTraining(Training):
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     alpha: float = 0.5
+    teacher: Literal["float", "original"] = "float"
+    loss: Literal["regression", "logits"] = "regression"
+    temperature: float = 4.0
     observer: Observer = "minmax"
     samples: int = 128
     weight_bits: int = 8
@@ -59,6 +65,9 @@ class QuantizeAwareTraining(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         check("alpha", self.alpha, 0 <= self.alpha <= 1, "a share from 0 to 1")
+        check("teacher", self.teacher, self.teacher in ("float", "original"), "float or original")
+        check("loss", self.loss, self.loss in ("regression", "logits"), "regression or logits")
+        check("temperature", self.temperature, self.temperature > 0, "a positive number")
         self._calibration()
 
     def _calibration(self) -> Quantize:
@@ -91,7 +100,10 @@ class QuantizeAwareTraining(Training):
         return replace(start, module=module, quantization=quantization, history=history)
 
     def _objective(self, candidate: Candidate) -> Any:
-        teacher = _Student(capture(candidate.module, example_inputs(candidate)))
+        module = candidate.module
+        if self.teacher == "original" and candidate.original is not None:
+            module = candidate.original
+        teacher = _Student(capture(module, example_inputs(candidate)))
 
         def objective(module: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
             outputs = first_output(module, inputs)
@@ -99,13 +111,17 @@ class QuantizeAwareTraining(Training):
             if self.alpha > 0:
                 with torch.no_grad():
                     wanted = first_output(teacher, inputs)
-                spread = wanted.var().clamp_min(1e-12)
-                loss = loss + self.alpha * nn.functional.mse_loss(outputs, wanted) / spread
+                loss = loss + self.alpha * self._distance(outputs, wanted)
             if self.alpha < 1:
                 loss = loss + (1 - self.alpha) * task_loss(outputs, targets, self.label_smoothing)
             return loss
 
         return objective
+
+    def _distance(self, outputs: Tensor, wanted: Tensor) -> Tensor:
+        if self.loss == "logits":
+            return logit_loss(outputs, wanted, self.temperature)
+        return nn.functional.mse_loss(outputs, wanted) / wanted.var().clamp_min(1e-12)
 
 
 class _Student(nn.Module):
