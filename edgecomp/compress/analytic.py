@@ -63,15 +63,18 @@ def channel_means(
 ) -> dict[str, Tensor]:
     """Layer name -> mean of each channel of its input [channels], float pass."""
     sums: dict[str, Tensor] = {}
-    last = {n.args[0].name: n.target is torch.ops.aten.linear.default for n in layers}
+    readers: dict[str, list[Node]] = {}
+    for layer in layers:
+        readers.setdefault(layer.args[0].name, []).append(layer)
     count = 0
 
     def visit(node: Node, value: Tensor) -> None:
-        channels_last = last[node.name]
-        flat = value.reshape(-1, value.shape[-1]) if channels_last else value.transpose(0, 1).flatten(1).T
-        sums[node.name] = sums.get(node.name, torch.zeros(flat.shape[1])) + flat.mean(0)
+        for layer in readers[node.name]:
+            rows = layer.target is torch.ops.aten.linear.default
+            flat = value.reshape(-1, value.shape[-1]) if rows else value.transpose(0, 1).flatten(1).T
+            sums[layer.name] = sums.get(layer.name, torch.zeros(flat.shape[1])) + flat.mean(0)
 
     for inputs in batches:
-        watch(graph_module, inputs, visit, frozenset(last))
+        watch(graph_module, inputs, visit, frozenset(readers))
         count += 1
-    return {n.name: sums[n.args[0].name] / max(count, 1) for n in layers}
+    return {n.name: sums[n.name] / max(count, 1) for n in layers}
