@@ -82,8 +82,8 @@ def exp(ctx: Lowering, node: Node) -> Value:
 
 @lowers(aten.log.default)
 def log(ctx: Lowering, node: Node) -> Value:
-    """The 16-bit kernel interpolates too coarsely near zero."""
-    if ctx.is_wide(node):
+    """The 16-bit kernel interpolates too coarsely near zero, and old runtimes have none for int8."""
+    if ctx.is_integer(node):
         return by_table(ctx, node, lambda x: np.log(np.maximum(x, 1e-30)))
     return unary(ctx, node, "LOG")
 
