@@ -104,3 +104,22 @@ def test_sequential_mse_takes_a_smaller_scale_where_that_pays() -> None:
     chosen = quantized(Quantize(rounding="sequential-mse", weight_bits=4)).quantization.weights
     ratios = chosen["stem.weight"].scale / plain["stem.weight"].scale
     assert ratios.max() <= 1.0 + 1e-6 and ratios.min() >= 0.6 - 1e-6 and ratios.min() < 0.99
+
+
+def test_descent_lowers_the_error_that_gptq_left() -> None:
+    """On the layer's own objective: the first layer, whose inputs are alike for both."""
+    steps = (Quantize(rounding=r, weight_bits=4, observer="minmax") for r in ("gptq", "descent"))  # type: ignore[arg-type]
+    plans = [quantized(step).quantization for step in steps]
+    assert not np.array_equal(*(p.weights["stem.weight"].values for p in plans))
+    door = plans[0].activations["x"]
+    x = torch.fake_quantize_per_tensor_affine(
+        torch.from_numpy(PICTURES), float(door.scale), int(door.zero_point), -128, 127
+    )
+    columns = nn.functional.unfold(x, 3).transpose(0, 1).flatten(1).double().numpy()
+    original = Net().stem.weight.detach().double().numpy().reshape(8, -1)
+    errors = []
+    for each in plans:
+        q = each.weights["stem.weight"]
+        restored = q.values.reshape(8, -1) * q.scale.astype(np.float64)[:, None]
+        errors.append(float(np.square((restored - original) @ columns).sum()))
+    assert errors[1] < errors[0]
