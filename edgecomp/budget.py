@@ -11,7 +11,7 @@ from typing import Any, Literal
 from edgecomp import pipeline_export as exporting
 from edgecomp import progress, trial
 from edgecomp.compress.macs import count_macs
-from edgecomp.compress.prune import PruneChannels, example_inputs
+from edgecomp.compress.prune import example_inputs, to_macs
 from edgecomp.compress.prune_scores import Criterion
 from edgecomp.errors import ModelError, RecipeError
 from edgecomp.files import size_bytes
@@ -68,7 +68,7 @@ class PruneToBudget:
             while not search.done and search.count <= self.attempts:
                 share = search.next_share()
                 try:
-                    chosen = self._pruned(candidate, data, share * total)
+                    chosen = to_macs(self, share * total)(candidate, data)
                 except ModelError as error:
                     search.refuse(share, str(error))
                     continue
@@ -77,18 +77,6 @@ class PruneToBudget:
         record = StepRecord("prune-to-budget", "prune", asdict(self), (*search.notes, *_last_notes(best)))
         original = candidate.original if candidate.original is not None else candidate.module
         return replace(best, history=(*candidate.history, record), original=original)
-
-    def _pruned(self, candidate: Candidate, data: Data, macs: float) -> Candidate:
-        step = PruneChannels(
-            macs=macs,
-            criterion=self.criterion,
-            scope=self.scope,
-            round_to=self.round_to,
-            max_sparsity=self.max_sparsity,
-            exclude=self.exclude,
-            seed=self.seed,
-        )
-        return step(candidate, data)
 
     def _measure(self, data: Data, folder: Path) -> Callable[[Candidate], float]:
         """Candidate -> milliseconds or bytes of its artifact."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from edgecomp import progress
 from edgecomp.compress import macs as counting
 from edgecomp.compress.distill import Distill
-from edgecomp.compress.prune import PruneChannels, example_inputs
+from edgecomp.compress.prune import example_inputs, to_macs
 from edgecomp.compress.prune_scores import CRITERIA, Criterion
 from edgecomp.compress.train import Finetune, Training, check
 from edgecomp.errors import RecipeError
@@ -58,7 +58,7 @@ class PruneIteratively(Training):
         for number, remaining in enumerate(targets(self.macs, self.rounds, self.schedule), start=1):
             progress.note(f"round {number} of {self.rounds}: {remaining:.0%} of the multiply-accumulates")
             if remaining * total < counting.count_macs(current.module, inputs):
-                current = self._prune(remaining * total)(current, data)
+                current = to_macs(self, remaining * total)(current, data)
             current = self._train(self.final_epochs if number == self.rounds else self.epochs)(current, data)
             left = counting.count_macs(current.module, inputs)
             notes.append(
@@ -68,17 +68,6 @@ class PruneIteratively(Training):
         notes += [n for r in last for n in r.notes if "not pruned" in n]
         record = StepRecord("prune-iterative", "prune", asdict(self), tuple(notes))
         return replace(current, history=(*candidate.history, record))
-
-    def _prune(self, budget: float) -> PruneChannels:
-        return PruneChannels(
-            macs=budget,
-            criterion=self.criterion,
-            scope=self.scope,
-            round_to=self.round_to,
-            max_sparsity=self.max_sparsity,
-            exclude=self.exclude,
-            seed=self.seed,
-        )
 
     def _train(self, epochs: int) -> Any:
         shared = {f.name: getattr(self, f.name) for f in fields(Training)} | {"epochs": epochs}

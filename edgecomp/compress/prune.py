@@ -6,7 +6,7 @@ import copy
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -160,6 +160,36 @@ class PruneChannels:
             count = rounded(len(group), count, self.round_to, group.channels // len(group), self.max_sparsity)
             result.append(np.argsort(score, kind="stable")[:count])
         return result
+
+
+class Pruning(Protocol):
+    """A step that prunes channels on its way: it has these settings of `prune`."""
+
+    @property
+    def criterion(self) -> Criterion: ...
+    @property
+    def scope(self) -> Literal["group", "global"]: ...
+    @property
+    def round_to(self) -> int: ...
+    @property
+    def max_sparsity(self) -> float: ...
+    @property
+    def exclude(self) -> tuple[str, ...]: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def to_macs(settings: Pruning, macs: float) -> PruneChannels:
+    """The `prune` that leaves so many multiply-accumulates, its other settings those of another step."""
+    return PruneChannels(
+        macs=macs,
+        criterion=settings.criterion,
+        scope=settings.scope,
+        round_to=settings.round_to,
+        max_sparsity=settings.max_sparsity,
+        exclude=settings.exclude,
+        seed=settings.seed,
+    )
 
 
 def rounded(units: int, remove: int, round_to: int, width: int, most: float) -> int:
