@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from edgecomp.errors import ArtifactError, EdgecompError, ModelError
 from edgecomp.graph import capture
 from edgecomp.graph.fake_quant import fake_quantize
 from edgecomp.graph.interpret import watch
-from edgecomp.ladder_local import LayerTally, samples_of
+from edgecomp.ladder_local import LayerTally, NamedLayers, samples_of
 from edgecomp.numerics import metrics
 from edgecomp.on_device import OnDevice
 from edgecomp.parity.entry import NOTABLE_DB, check_labels, figures
@@ -46,6 +46,8 @@ STEP_OF = {
 }
 # An artifact whose layers cannot be seen must agree with its plan to this, end to end.
 END_TO_END_DB = 15.0
+# Deploy kernels this near to the float model are sound, whatever the reference kernels reach (float16 does).
+SOUND_DB = 40.0
 FLOAT_STEPS = {"quantize"}
 # Samples sent to a device at once.
 DEVICE_BATCH = 256
@@ -155,10 +157,19 @@ def add_artifact(stages: Stages, path: Path, source: DataSource) -> None:
         stages.blames.append(Blame(EXPORTED, STEP_OF[EXPORTED], str(error)))
     for name, optimize in ((EXPORTED, False), (DEPLOYED, True)):
         try:
-            stages.models[name] = runtime.open(path, optimize=optimize)
+            session = runtime.open(path, optimize=optimize)
+            stages.models[name] = named(stages, session) if hasattr(session, "weighted") else session
         except ArtifactError as error:
             node, module = named_in(str(error), stages.graph)
             stages.blames.append(Blame(name, STEP_OF[name], str(error), node, module, False))
+
+
+def named(stages: Stages, session: Any) -> Any:
+    """A Core ML session with the graph nodes that its weighted operations come from."""
+    target = stages.artifact.target if stages.artifact else "coreml-fp16"
+    candidate = replace(stages.candidate, module=stages.graph)
+    told = registry.load("forecasts", "coreml")(candidate, target)
+    return NamedLayers(session, {row.name: row.node for row in told})
 
 
 def device_rungs(stages: Stages, path: Path, devices: Sequence[Any]) -> dict[str, Any]:
@@ -294,7 +305,9 @@ def check_deploy(rungs: Sequence[dict[str, Any]], devices: Sequence[str]) -> lis
     found = []
     for name in (DEPLOYED, *devices):
         rung = by_name.get(name)
-        if rung is None or exported is None or rung["sqnr_db"] >= exported["sqnr_db"] - NOTABLE_DB:
+        if rung is None or exported is None:
+            continue
+        if rung["sqnr_db"] >= min(exported["sqnr_db"] - NOTABLE_DB, SOUND_DB):
             continue
         why = (
             f"these kernels reach {rung['sqnr_db']:.1f} dB to the float model, the reference kernels "

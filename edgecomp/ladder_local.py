@@ -92,7 +92,7 @@ class LayerTally:
 
     def complaint(self, tolerance: float) -> str | None:
         """Why this layer is not what the plan says, or None."""
-        if self.step is None and self.stored.startswith("int"):
+        if self.step is None and self.stored.startswith(("int", "uint")):
             if self.local_db >= MIN_ROUNDED_DB:
                 return None
             return f"reaches {self.local_db:.1f} dB on its own inputs; {self.guess()}"
@@ -204,7 +204,9 @@ def local_errors(
     for inputs in samples_of(batches):
         stored = [door.into(a, s) for a, s in zip(inputs, session.inputs, strict=True)]
         given = layers_of(session, stored)
-        if not kinds and hasattr(session, "layers"):
+        if isinstance(session, NamedLayers):
+            kinds = session.stored_types
+        elif not kinds and hasattr(session, "layers"):
             kinds = {n.rpartition("/")[2]: str(a.dtype) for n, a in session.tensors(stored).items()}
         tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in inputs]
         with torch.no_grad():
@@ -213,6 +215,24 @@ def local_errors(
         tally.stored = kinds.get(tally.node, "")
     order = {n.name: i for i, n in enumerate(graph_module.graph.nodes)}
     return sorted(tallies.values(), key=lambda t: order.get(t.node, 0))
+
+
+class NamedLayers:
+    """A session whose layers go by the weights that they use, under the names of graph nodes.
+
+    `nodes`: the session's name of a weighted operation -> graph node. Operations without a weight are not
+    seen: their errors show at the next one that has.
+    """
+
+    def __init__(self, session: Any, nodes: Mapping[str, str]) -> None:
+        self._session, self._nodes = session, nodes
+        self.inputs, self.outputs, self.run = session.inputs, session.outputs, session.run
+        told = [(nodes.get(op.name, ""), op.dtype) for op in session.realized()]
+        self.stored_types = {node: dtype for node, dtype in told if node}
+
+    def layers(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        found = self._session.weighted(arrays)
+        return {self._nodes[label]: value for label, value in found.items() if label in self._nodes}
 
 
 def shows_layers(session: Any) -> bool:

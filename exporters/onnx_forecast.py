@@ -58,9 +58,9 @@ class _Graph:
         count = len(self.readers.get(dequantized, [])) + (dequantized in outputs)
         return "u8" if self.unsigned and count == 1 else "s8"
 
-    def result(self, node: onnx.NodeProto) -> str | None:
+    def result(self, node: onnx.NodeProto, index: int = 0) -> str | None:
         """The kind of what an operation gives, a clipping activation behind it included; None: a float."""
-        readers = self.readers.get(node.output[0], [])
+        readers = self.readers.get(node.output[index], [])
         if len(readers) != 1:
             return None
         if readers[0].op_type in _CLIPS and node.op_type in _WEIGHTED:
@@ -128,7 +128,10 @@ def _runs(whole: _Graph, node: onnx.NodeProto) -> tuple[str, str]:
         return "integer", "with a float result"
     if given is None and node.op_type != "Gemm":
         return "float", "its result is not rounded at once"
-    wanted = {k for k in [*kinds, given] if k is not None}
+    others = [whole.result(node, i) for i in range(1, len(node.output))]
+    if None in others:
+        return "float", "a part of its result is not rounded at once"
+    wanted = {k for k in [*kinds, given, *others] if k is not None}
     if node.op_type in _WEIGHTED:
         wanted = {k for k in (kinds[0], given) if k is not None}
     if "const" in wanted and node.op_type not in _WEIGHTED:

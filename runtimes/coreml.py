@@ -98,6 +98,12 @@ class ReferenceSession:
         """
         return coreml_kernels.weights(self.package.main)
 
+    def weighted(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once and give what each operation with a weight gives, under the names of `realized`."""
+        values = self.tensors(arrays)
+        names = coreml_kernels.results(self.package.main)
+        return {label: values[name] for label, name in names.items() if name in values}
+
     @property
     def states(self) -> dict[str, np.ndarray]:
         """Current values of the states, by name."""

@@ -15,6 +15,16 @@ _WEIGHT = {"conv": "weight", "conv_transpose": "weight", "linear": "weight", "ga
 
 def weights(main: Block) -> list[OpPlacement]:
     """One row for each operation with a constant weight, in order; `dtype`: as stored, compressed or not."""
+    return [OpPlacement(label, op.type, "", dtype) for label, op, dtype in _weighted(main)]
+
+
+def results(main: Block) -> dict[str, str]:
+    """What `weights` names -> the value that the operation gives, by its name in the program."""
+    return {label: op.outputs[0][0] for label, op, _ in _weighted(main)}
+
+
+def _weighted(main: Block) -> list[tuple[str, Operation, str]]:
+    """(label, operation, stored type of its weight), in order of execution."""
     makers = {name: op for op in main.walk() for name, _ in op.outputs}
     count: Counter[str] = Counter()
     rows = []
@@ -25,7 +35,7 @@ def weights(main: Block) -> list[OpPlacement]:
         shape, dtype = found
         label = f"{op.type} {'x'.join(map(str, shape))}"
         count[label] += 1
-        rows.append(OpPlacement(f"{label} #{count[label]}", op.type, "", dtype))
+        rows.append((f"{label} #{count[label]}", op, dtype))
     return rows
 
 
