@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from edgecomp import registry
 from edgecomp.cli import main
 from edgecomp.errors import InputError
 from edgecomp.rebuild import changed, earlier
@@ -68,6 +69,38 @@ def test_the_same_bytes_in_another_process_with_other_threads(folder: Path) -> N
     assert done.returncode == 0, facts
     assert len(facts["artifacts"]) == 3 and all(a["same"] for a in facts["artifacts"])
     assert facts["environment"] == ["threads: 1 -> 2"]
+
+
+WIDE = """\
+import torch
+from torch import nn
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+                         nn.Flatten(), nn.Linear(128, 64), nn.Hardswish(), nn.Linear(64, 4))
+"""
+
+
+def hashes(folder: Path, threads: str, targets: list[str]) -> dict[str, str]:
+    """SHA-256 of every target, exported in a process of its own."""
+    out = f"out-{threads}-{len(list(folder.glob('out-*')))}"
+    words = ["export", "net.py:build", "--calib", "data.npz", "--no-parity", "--out", out, "--json", "-"]
+    done = command(folder, threads, *words, *[word for t in targets for word in ("--target", t)])
+    assert done.returncode == 0, done.stderr
+    return {a["manifest"]["target"]: a["manifest"]["sha256"] for a in json.loads(done.stdout)["artifacts"]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_five_builds_of_each_target_have_one_hash(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(WIDE)
+    x = np.random.default_rng(0).normal(size=(16, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x)
+    targets = [t for t in registry.names("exporters") if registry.entry("exporters", t).extra]
+    assert len(targets) >= 15
+    built = [hashes(tmp_path, threads, targets) for threads in ("1", "2", "3", "4", "1")]
+    different = {t: {b[t] for b in built} for t in targets if len({b[t] for b in built}) > 1}
+    assert built[0].keys() == set(targets) and different == {}
 
 
 def test_another_model_is_noticed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
