@@ -18,6 +18,8 @@ from edgecomp.spec import Candidate, Data, DataSource, StepRecord, TensorQuantiz
 
 _ROUNDING_SAMPLES = 32
 """Samples that the rounding sees: they are held at once, so memory grows with them."""
+_CHECKING_SAMPLES = 8
+"""Samples after those, on which mended biases are checked."""
 
 excluded = rules.excluded
 
@@ -30,7 +32,8 @@ class Quantize:
     by the noise at the model's outputs. `samples`: how many calibration samples are used. `rounding`: "gptq"
     rounds weights with their inputs in view (32 samples at most), "descent" goes on from there,
     "sequential-mse" chooses each scale by the error on those inputs, "nearest" is plain. `bias_correction`:
-    "empirical", "analytic" or "none" ("auto": analytic with nearest, else empirical; see `rounding.Method`).
+    "empirical", "analytic", "checked" or "none" ("auto": analytic with nearest, else checked; see
+    `rounding.Method`).
     `equalize`: share (0 to 1) of the differences between channels that moves from activations into the
     next layer's weights, where this is exact; `absorb`: large biases before a ReLU move into the next layer.
     `weight_bits`: 4 or 8. `activation_bits`: 8 or 16. `rules`: pattern of module names (or `type:conv2d`) ->
@@ -66,7 +69,7 @@ class Quantize:
 
     def method(self) -> Method:
         """How integers and biases are found, "auto" resolved."""
-        plain: Correction = "analytic" if self.rounding == "nearest" else "empirical"
+        plain: Correction = "analytic" if self.rounding == "nearest" else "checked"
         return Method(self.rounding, plain if self.bias_correction == "auto" else self.bias_correction)
 
     def __call__(self, candidate: Candidate, data: Data) -> Candidate:
@@ -121,9 +124,11 @@ class Quantize:
                 few = observe.tensor_batches(source, min(self.samples, _ROUNDING_SAMPLES))
                 analytic.correct_biases(graph_module, weights, few, floats)
             return weights
-        samples = list(observe.tensor_batches(source, min(self.samples, _ROUNDING_SAMPLES)))
+        wanted = _ROUNDING_SAMPLES + (_CHECKING_SAMPLES if method.correction == "checked" else 0)
+        samples = list(observe.tensor_batches(source, min(self.samples, wanted)))
+        seen, unseen = samples[:_ROUNDING_SAMPLES], samples[_ROUNDING_SAMPLES:]
         return rounding.round_by_inputs(
-            graph_module, samples, decided, floats, self.weight_bits, method, bits
+            graph_module, seen, decided, floats, self.weight_bits, method, bits, unseen
         )
 
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgecomp.compress import columns, plan, scales, stream
+from edgecomp.compress import biases, columns, plan, scales, stream
 from edgecomp.graph import constants
 from edgecomp.numerics import affine, gptq
-from edgecomp.spec import QuantSpec, TensorQuantization
+from edgecomp.spec import QuantizationPlan, QuantSpec, TensorQuantization
 
 Rounding = Literal["nearest", "sequential-mse", "gptq", "descent"]
-Correction = Literal["auto", "none", "analytic", "empirical"]
+Correction = Literal["auto", "none", "analytic", "empirical", "checked"]
 
 _GRID = tuple(float(share) for share in np.linspace(0.6, 1.0, 17))
 _CLIP_SHARES = {8: (1.0,), 4: _GRID}
@@ -36,7 +36,8 @@ class Method:
     the layer's inputs, layer after layer); "nearest" (min-max scales). `correction` of the bias: "empirical"
     restores the mean of the float layer's output on the inputs as they are after quantization, "analytic"
     takes back what the rounded weights add to it on float inputs, (W_rounded - W) E[x] (Nagel et al., ICCV
-    2019, section 4.2; E[x] is measured here, not derived from batch-norm statistics), "none" leaves it.
+    2019, section 4.2; E[x] is measured here, not derived from batch-norm statistics), "none" leaves it;
+    "checked" tries the empirical and the analytic biases on samples that were not rounded by (`biases`).
     """
 
     rounding: Rounding = "gptq"
@@ -82,6 +83,7 @@ class Rounder:
     bits_of: Mapping[str, int] = field(default_factory=dict)
     weights: dict[str, TensorQuantization] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
+    analytic: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, layer: stream.Layer) -> tuple[Tensor, Tensor | None]:
         node = layer.node
@@ -153,13 +155,18 @@ class Rounder:
         bias = plan.bias_of(self.graph_module, node)
         if bias is None or not isinstance(node.args[2], Node) or self.method.correction == "none":
             return None
-        seen = found.float_means if self.method.correction == "analytic" else found.means
         exact = np.einsum("god,sgd->sgo", trained, found.float_means)
-        drifts = exact - np.einsum("god,sgd->sgo", rounded, seen)
-        drift = agreed(drifts.reshape(len(drifts), -1))
-        mended = torch.from_numpy((bias + drift).astype(np.float32))
-        self.biases[node.name] = mended
-        return mended
+
+        def mended(seen: np.ndarray) -> Tensor:
+            drifts = exact - np.einsum("god,sgd->sgo", rounded, seen)
+            drift = agreed(drifts.reshape(len(drifts), -1))
+            return torch.from_numpy((bias + drift).astype(np.float32))
+
+        analytic = self.method.correction == "analytic"
+        self.biases[node.name] = mended(found.float_means if analytic else found.means)
+        if self.method.correction == "checked":
+            self.analytic[node.name] = mended(found.float_means)
+        return self.biases[node.name]
 
 
 def agreed(drifts: np.ndarray) -> np.ndarray:
@@ -187,16 +194,18 @@ def round_by_inputs(
     bits: int,
     method: Method | None = None,
     bits_of: Mapping[str, int] | None = None,
+    unseen: Sequence[tuple[Tensor, ...]] = (),
 ) -> dict[str, TensorQuantization]:
     """Round all weights but those of layers in `floats`; mended biases are written into the graph given.
 
-    `bits_of`: weight name -> bits, where they are not `bits`.
+    `bits_of`: weight name -> bits, where they are not `bits`. `unseen`: other samples, for a correction that
+    is checked; without them it is empirical.
     """
     rounder = Rounder(graph_module, activations, floats, bits, method or Method(), bits_of or {})
     stream.run(graph_module, samples, dict(activations), rounder)
-    for name, bias in rounder.biases.items():
-        layer = next(n for n in graph_module.graph.nodes if n.name == name)
-        layer.update_arg(2, constants.add(graph_module, f"{name}_mended_bias", bias, layer))
-    graph_module.graph.eliminate_dead_code()
-    graph_module.recompile()
+    chosen: biases.Biases = rounder.biases
+    if rounder.analytic and unseen:
+        decided = QuantizationPlan(activations, rounder.weights, floats)
+        chosen = biases.quieter(graph_module, decided, (rounder.biases, rounder.analytic), unseen)
+    biases.write(graph_module, chosen)
     return rounder.weights

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgecomp.compress import columns, observe, plan, rounding, scales, stream
+from edgecomp.compress import biases, columns, observe, plan, rounding, scales, stream
 from edgecomp.compress.ptq import Quantize
 from edgecomp.errors import InputError
-from edgecomp.graph import capture
+from edgecomp.graph import capture, constants
 from edgecomp.graph.fake_quant import fake_quantize
 from edgecomp.numerics.metrics import sqnr_db
-from edgecomp.spec import TensorQuantization
+from edgecomp.spec import QuantizationPlan, TensorQuantization
 
 
 class Net(nn.Module):
@@ -163,3 +163,19 @@ def test_rounding_is_named() -> None:
         InputError, match=r"rounding is 'best'; expected one of nearest, sequential-mse, gptq, descent"
     ):
         Quantize(rounding="best")  # type: ignore[arg-type]
+
+
+def test_biases_are_checked_on_samples_that_did_not_mend_them() -> None:
+    """Of two sets of biases the one nearer to the float graph on the samples given is kept."""
+    graph_module = capture(nn.Linear(3, 2), (torch.zeros(1, 3),))
+    layer = next(n for n in graph_module.graph.nodes if n.op == "call_function")
+    own = constants.value_of(graph_module, layer.args[2])
+    wrong, right = {layer.name: own + 0.5}, {layer.name: own + 0.01}
+    nothing = QuantizationPlan({}, {}, {})
+    for first, second in ((wrong, right), (right, wrong)):
+        assert biases.quieter(graph_module, nothing, (first, second), [(torch.ones(1, 3),)]) is right
+    assert layer.args[2].name in {n.name for n in graph_module.graph.nodes}
+    biases.write(graph_module, right)
+    with torch.no_grad():
+        found = graph_module(torch.zeros(1, 3))
+    torch.testing.assert_close(found if isinstance(found, torch.Tensor) else found[0], (own + 0.01)[None])
