@@ -57,7 +57,7 @@ def pictures(count: int = 24) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def mixed() -> Candidate:
-    return quantized(Mixed(), pictures(), rounding="nearest")
+    return quantized(Mixed(), pictures(), rounding="nearest", bias_correction="none")
 
 
 def fake_outputs(candidate: Candidate, rows: np.ndarray) -> np.ndarray:
