@@ -70,7 +70,7 @@ class ModelCrashError(DeviceError):
 
 
 class ModelRefusedError(DeviceError):
-    """The runtime on the device cannot load or run an artifact: the device works, the file does not fit it."""
+    """The runtime there cannot load or run an artifact: the device works, the file does not fit it."""
 
     exit_code = 2
 
