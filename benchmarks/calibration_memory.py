@@ -61,7 +61,7 @@ def ours(path: Path, samples: int) -> dict[str, list[float]]:
 
     source = Arrays(str(path), HOW)
     candidate = Candidate(network(), (TensorSpec("x", (1, 3, 224, 224), layout="NCHW"),))
-    done = Quantize(samples=samples)(candidate, Data(calibration=source))
+    done = Quantize(observer="minmax", samples=samples)(candidate, Data(calibration=source))
     found = {}
     for node in done.module.graph.nodes:
         q = done.quantization.activations.get(node.name)
