@@ -105,7 +105,7 @@ def rough_quantized(candidate: Candidate, data: Data, bits: int = 8) -> Candidat
     """A candidate with a plan from a handful of samples: good for asking exporters, for nothing else."""
     if data.calibration is None and data.train is None:
         raise DataError("a target needs calibration data: give data.calibration in the recipe, or --calib")
-    return Quantize(samples=4, activation_bits=bits)(candidate, data)
+    return Quantize(observer="minmax", samples=4, rounding="nearest", activation_bits=bits)(candidate, data)
 
 
 def bits_for(target: str) -> int:

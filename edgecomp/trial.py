@@ -25,7 +25,8 @@ def write(candidate: Candidate, data: Data, target: str, folder: Path) -> Path:
     good for measuring time and bytes, for nothing else."""
     exporter = exporting.make_exporter(target, {})
     if candidate.quantization is None and exporting.wanted(target, exporter, candidate).quantized:
-        rough = Quantize(samples=16, rounding="nearest", activation_bits=exporting.bits_for(target))
+        bits = exporting.bits_for(target)
+        rough = Quantize(observer="minmax", samples=16, rounding="nearest", activation_bits=bits)
         candidate = rough(candidate, data)
     path = exporting.path_for(folder, target, exporter)
     exporter.export(candidate, data, path)
