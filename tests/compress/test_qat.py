@@ -94,7 +94,8 @@ def test_four_bit_weights_recover_without_labels(
 ) -> None:
     torch.manual_seed(3)
     candidate, data, fresh = setting(module(), *shape)
-    plain = Quantize(rounding="nearest", weight_bits=4)(candidate, data)
+    nearest = Quantize(observer="minmax", rounding="nearest", bias_correction="none", weight_bits=4)
+    plain = nearest(candidate, data)
     trained = QuantizeAwareTraining(
         weight_bits=4, alpha=1.0, epochs=12, batch_size=32, learning_rate=2e-3, validation=0.0
     )(candidate, data)

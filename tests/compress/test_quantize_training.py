@@ -83,7 +83,7 @@ def test_four_bit_weights_recover_and_reach_both_files(
 def test_training_starts_from_the_integers_of_another_rounding() -> None:
     torch.manual_seed(3)
     candidate, data, fresh = setting(Net(), 3, 16, 16)
-    start = Quantize(rounding="gptq", weight_bits=4)(candidate, data)
+    start = Quantize(observer="minmax", rounding="gptq", weight_bits=4)(candidate, data)
     step = QuantizeAwareTraining(
         rounding="gptq", weight_bits=4, alpha=1.0, epochs=1, batch_size=64, learning_rate=1e-9, validation=0.0
     )

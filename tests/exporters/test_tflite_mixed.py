@@ -103,7 +103,7 @@ def test_four_bit_weights_take_half_a_byte_where_kernels_read_them(bits: int, tm
     for optimize in (False, True):
         opened = direct(artifact.path, optimize=optimize)
         real, step = run(opened, (functions.PICTURE,))[0], opened.outputs[0].scale or 0.0
-        assert np.abs(real - check_plain[0]).max() <= (2 if bits == 8 else 40) * step
+        assert np.abs(real - check_plain[0]).max() <= (2.01 if bits == 8 else 40) * step
 
 
 def weight_types(path: Path) -> dict[str, str]:

@@ -144,7 +144,10 @@ def quantized(
     weight_bits: int = 8,
 ) -> Candidate:
     """Plain rounding: the lowering is what is tested."""
-    step = Quantize(rounding="nearest", activation_bits=bits, exclude=exclude, weight_bits=weight_bits)
+    step = Quantize(
+        observer="minmax", rounding="nearest", bias_correction="none",
+        activation_bits=bits, exclude=exclude, weight_bits=weight_bits,
+    )  # fmt: skip
     return step(candidate(module, *inputs), Data(calibration=calibration(inputs)))
 
 

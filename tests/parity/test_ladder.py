@@ -49,7 +49,7 @@ def test_a_sound_export_is_not_blamed(sound):
     assert all(r["passed"] for r in report["rungs"])
     by_name = {r["name"]: r for r in report["rungs"]}
     assert by_name["folded"]["sqnr_db"] > by_name["fake-quantized"]["sqnr_db"] > 15
-    assert by_name["exported"]["to_plan_db"] > by_name["exported"]["sqnr_db"]
+    assert by_name["exported"]["to_plan_db"] > 30
 
 
 def test_weights_by_hand():
