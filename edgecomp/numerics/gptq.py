@@ -8,7 +8,11 @@ Shapes: weights [groups, out, d], Hessians (sums of x x^T over inputs) [groups, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+
+Nearest = Callable[[np.ndarray], np.ndarray]
 
 _DAMPING = 0.01
 """Share of the mean diagonal that is added to a Hessian, as in the GPTQ paper."""
@@ -45,13 +49,21 @@ def nearest(weight: np.ndarray, scale: np.ndarray, qmax: int) -> np.ndarray:
 
 def round_weights(weight: np.ndarray, hessian: np.ndarray, scale: np.ndarray, qmax: int) -> np.ndarray:
     """Integers [groups, out, d] with a small error on the inputs: each column's error moves to later ones."""
+    grid = sweep(weight, hessian, lambda column: np.clip(np.rint(column / scale), -qmax, qmax) * scale)
+    return np.rint(grid / scale[:, :, None]).astype(np.int32)
+
+
+def sweep(weight: np.ndarray, hessian: np.ndarray, nearest: Nearest) -> np.ndarray:
+    """Weights of the same shape, every one from `nearest`, with a small error on the inputs; float64.
+
+    Columns go in order of falling second moment of their input; `nearest` takes and gives one, [groups, out].
+    """
     order = np.argsort(-np.einsum("gii->gi", hessian), axis=1)
     rows = np.arange(len(order))[:, None]
     sorted_weight = np.take_along_axis(weight.astype(np.float64), order[:, None, :], axis=2)
     sorted_hessian = damped(hessian)[rows[:, :, None], order[:, :, None], order[:, None, :]]
-    factor = upper_factor(sorted_hessian)
-    integers = _sweep(sorted_weight, factor, scale, qmax)
-    return np.take_along_axis(integers, np.argsort(order, axis=1)[:, None, :], axis=2).astype(np.int32)
+    chosen = _by_columns(sorted_weight, upper_factor(sorted_hessian), nearest)
+    return np.take_along_axis(chosen, np.argsort(order, axis=1)[:, None, :], axis=2)
 
 
 def upper_factor(hessian: np.ndarray) -> np.ndarray:
@@ -76,22 +88,20 @@ def _lower_inverse(lower: np.ndarray) -> np.ndarray:
     return result
 
 
-def _sweep(weight: np.ndarray, factor: np.ndarray, scale: np.ndarray, qmax: int) -> np.ndarray:
-    """Round column by column; within a block errors move at once, beyond it once a block."""
-    weight = weight.copy()
-    integers = np.zeros_like(weight)
+def _by_columns(weight: np.ndarray, factor: np.ndarray, nearest: Nearest) -> np.ndarray:
+    """Column by column; within a block errors move at once, beyond it once a block."""
+    chosen = np.zeros_like(weight)
     d = weight.shape[2]
     for start in range(0, d, _BLOCK):
         stop = min(start + _BLOCK, d)
         errors = np.zeros((*weight.shape[:2], stop - start))
         for j in range(start, stop):
-            column = np.clip(np.rint(weight[:, :, j] / scale), -qmax, qmax)
-            integers[:, :, j] = column
-            error = (weight[:, :, j] - column * scale) / factor[:, None, j, j]
+            chosen[:, :, j] = nearest(weight[:, :, j])
+            error = (weight[:, :, j] - chosen[:, :, j]) / factor[:, None, j, j]
             weight[:, :, j:stop] -= error[:, :, None] * factor[:, None, j, j:stop]
             errors[:, :, j - start] = error
         weight[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
-    return integers
+    return chosen
 
 
 def descend(
