@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgecomp.errors import ArtifactError, InputError
+from edgecomp.errors import ArtifactError
 from edgecomp.runtimes.coreml import CoreMLRuntime, ReferenceSession
+from edgecomp.runtimes.decoder_room import check_room
 
 
 class CoreMLDecoder:
@@ -31,11 +32,7 @@ class CoreMLDecoder:
 
     def step(self, ids: np.ndarray) -> np.ndarray:
         """Logits [n, vocabulary] of the next tokens `ids` [n]. Raises InputError when they do not fit."""
-        if self.position + len(ids) > self.room:
-            raise InputError(
-                f"{self.position + len(ids)} tokens do not fit a cache of {self.room}; shorten the prompt, "
-                "or export the decoder with more --room"
-            )
+        check_room(self.position + len(ids), self.room)
         return np.stack([self._one(int(token)) for token in ids])
 
     def _one(self, token: int) -> np.ndarray:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edgecomp.errors import ArtifactError, InputError
+from edgecomp.errors import ArtifactError
+from edgecomp.runtimes.decoder_room import check_room
 from edgecomp.runtimes.litert import LiteRTRuntime, interpreter_module
 
 
@@ -52,11 +53,7 @@ class LiteRTDecoder:
 
         Whole chunks are run at once, the rest one by one.
         """
-        if self.position + len(ids) > self.room:
-            raise InputError(
-                f"{self.position + len(ids)} tokens do not fit a cache of {self.room}; shorten the prompt, "
-                "or export the decoder with more --room"
-            )
+        check_room(self.position + len(ids), self.room)
         parts, done = [], 0
         while done < len(ids):
             count = self._chunk if len(ids) - done >= self._chunk else 1

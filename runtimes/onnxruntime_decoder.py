@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from edgecomp.errors import ArtifactError, InputError
+from edgecomp.errors import ArtifactError
+from edgecomp.runtimes.decoder_room import check_room
 from edgecomp.runtimes.onnxruntime import options
 
 _CHUNK = 256
@@ -51,11 +52,7 @@ class OnnxDecoder:
 
     def step(self, ids: np.ndarray) -> np.ndarray:
         """Logits [n, vocabulary] of the next tokens `ids` [n] int64. Raises InputError for too many."""
-        if self.position + len(ids) > self.room:
-            raise InputError(
-                f"{self.position + len(ids)} tokens do not fit a cache of {self.room}; shorten the prompt, "
-                "or export the decoder with more --room"
-            )
+        check_room(self.position + len(ids), self.room)
         parts = [self._run(ids[i : i + _CHUNK]) for i in range(0, len(ids), _CHUNK)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
