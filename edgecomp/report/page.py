@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from edgecomp import files
+from edgecomp.report import templates
 from edgecomp.report.view import view
 
 
@@ -28,23 +28,13 @@ def write(ledger: Mapping[str, Any], folder: Path) -> Path:
 
 def html(ledger: Mapping[str, Any]) -> str:
     """The page as text; everything that comes from the ledger is escaped."""
-    loader = PackageLoader("edgecomp.report", "")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     css = Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8"))
-    return environment.get_template("report.html.j2").render(view=view(ledger), css=css)
+    return templates.environment().get_template("report.html.j2").render(view=view(ledger), css=css)
 
 
 def markdown(ledger: Mapping[str, Any]) -> str:
     """The same facts as GitHub's Markdown, without the pictures."""
-    environment = Environment(
-        loader=PackageLoader("edgecomp.report", ""),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates.environment(escaped=False)
     environment.filters["inline"] = inline
     return environment.get_template("report.md.j2").render(view=view(ledger))
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from edgecomp import files
-from edgecomp.report import figures, plots
+from edgecomp.report import figures, plots, templates
 from edgecomp.report.tables import Cell, Table, cell
 
 _TITLES = {
@@ -33,15 +32,9 @@ def write(result: Mapping[str, Any], title: str, folder: Path) -> Path:
 
 def html(result: Mapping[str, Any], title: str) -> str:
     """The page as text; everything that comes from the study is escaped."""
-    environment = Environment(
-        loader=PackageLoader("edgecomp.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     trials, front = result["trials"], set(result["pareto"])
-    return environment.get_template("search.html.j2").render(
+    template = templates.environment().get_template("search.html.j2")
+    return template.render(
         title=title,
         css=Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),
         count=len(trials),
