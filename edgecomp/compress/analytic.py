@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgecomp.compress import scales
+from edgecomp.compress import biases, scales
 from edgecomp.compress.columns import groups_of, supported
 from edgecomp.graph import constants
 from edgecomp.graph.interpret import watch
@@ -36,14 +36,14 @@ def correct_biases(
         if name in weights and layer.name not in floats and _has_bias(layer)
     ]
     means = channel_means(graph_module, batches, layers)
+    mended: dict[str, Tensor] = {}
     for layer in layers:
         q = weights[str(layer.args[1].target)]
         weight = constants.value_of(graph_module, layer.args[1])
         drift = torch.from_numpy(affine.dequantize(q.values, q)) - weight  # type: ignore[arg-type]
-        bias = constants.value_of(graph_module, layer.args[2]) - added(drift, means[layer.name], layer)
-        layer.update_arg(2, constants.add(graph_module, f"{layer.name}_mended_bias", bias, layer))
-    graph_module.graph.eliminate_dead_code()
-    graph_module.recompile()
+        bias = constants.value_of(graph_module, layer.args[2])
+        mended[layer.name] = bias - added(drift, means[layer.name], layer)
+    biases.write(graph_module, mended)
     return len(layers)
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgecomp import progress
-from edgecomp.compress import group_scaling, group_stream, group_work, observe
-from edgecomp.compress.ptq import example_inputs, excluded
+from edgecomp.compress import group_scaling, group_stream, group_work, observe, rules
+from edgecomp.compress.ptq import example_inputs
 from edgecomp.errors import DataError, InputError, ModelError
 from edgecomp.graph import capture, constants
 from edgecomp.graph.vocabulary import WEIGHTED
@@ -88,7 +88,7 @@ class QuantizeWeights:
                 "--calib, or data.calibration in the recipe; rtn and hqq without scaling need none"
             )
         graph_module = capture(candidate.module, example_inputs(candidate))
-        floats = excluded(graph_module, self.exclude)
+        floats = rules.excluded(graph_module, self.exclude)
         chooser = Chooser(graph_module, self, floats)
         if self.needs_data and source is not None:
             chooser.by_inputs(list(observe.tensor_batches(source, self.samples)))

@@ -7,15 +7,13 @@ range, and keeps the one whose rounding makes less noise at the model's outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 from torch.fx import GraphModule
 
 from edgecomp.compress import plan, scales, sensitivity
 from edgecomp.spec import QuantizationPlan, QuantSpec
-
-Ranges = Mapping[str, tuple[float, float]]
 
 _GAIN = 0.9
 """A clipped range must save a tenth of the noise: data that were not seen may reach further."""
@@ -32,8 +30,8 @@ def samples_for(groups: scales.ScaleGroups) -> int:
 def choose(
     graph_module: GraphModule,
     groups: scales.ScaleGroups,
-    widest: Ranges,
-    clipped: Ranges,
+    widest: plan.Ranges,
+    clipped: plan.Ranges,
     spec: QuantSpec,
     samples: Sequence[Sequence[Tensor]],
 ) -> dict[str, tuple[float, float]]:
@@ -53,7 +51,7 @@ def choose(
 def _noise(
     graph_module: GraphModule,
     groups: scales.ScaleGroups,
-    ranges: Ranges,
+    ranges: plan.Ranges,
     spec: QuantSpec,
     samples: Sequence[Sequence[Tensor]],
 ) -> dict[tuple[str, ...], float]:

@@ -21,8 +21,6 @@ _ROUNDING_SAMPLES = 32
 _CHECKING_SAMPLES = 8
 """Samples after those, on which mended biases are checked."""
 
-excluded = rules.excluded
-
 
 @dataclass(frozen=True)
 class Quantize:
