@@ -76,10 +76,13 @@ def upper_factor(hessian: np.ndarray) -> np.ndarray:
 
 
 def _lower_inverse(lower: np.ndarray) -> np.ndarray:
-    """Inverse of lower triangular matrices [groups, d, d], by halves."""
+    """Inverse of lower triangular matrices [groups, d, d], by halves; exact zeros above the diagonal.
+
+    LAPACK's general inverse exchanges rows on some processors, and leaves rounding noise above it.
+    """
     d = lower.shape[-1]
     if d <= _BLOCK:
-        return np.linalg.inv(lower)
+        return np.tril(np.linalg.inv(lower))
     half = d // 2
     result = np.zeros_like(lower)
     first, last = _lower_inverse(lower[:, :half, :half]), _lower_inverse(lower[:, half:, half:])
