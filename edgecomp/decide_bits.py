@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from edgecomp import pipeline_steps as stepping
-from edgecomp.compress import observe, sensitivity
+from edgecomp.compress import observe, sensitivity, wider
 from edgecomp.compress.ptq import Quantize, calibration_source
 from edgecomp.compress.rules import Rule
 from edgecomp.compress.sensitivity import Sensitivity
 from edgecomp.errors import ModelError
-from edgecomp.graph.vocabulary import FIXED_8, FIXED_16
 from edgecomp.spec import Candidate, Data, DataSource
 
 _SAMPLES = 4
@@ -32,17 +31,9 @@ def wider_activations(candidate: Candidate, source: DataSource, share: float) ->
 
     Inputs and outputs of the model keep their width (the door of the file), and so does `log_softmax`.
     """
-    found = [s for s in measured(candidate, source) if s.kind == "activation"]
-    outputs = {n.name for n in candidate.module.graph.find_nodes(op="output")[0].all_input_nodes}
-    inside = {n.name for n in candidate.module.graph.nodes if n.op == "call_function" and _has_16(n.target)}
-    movable = [s for s in found if s.bits == 8 and inside.issuperset(s.nodes) and outputs.isdisjoint(s.nodes)]
-    fixed = sum(s.noise for s in found) - sum(s.noise for s in movable)
-    chosen = sensitivity.worst(movable, "activation", share * (fixed + sum(s.noise for s in movable)) - fixed)
-    return {f"node:{s.name}": Rule(activation_bits=16) for s in chosen}
-
-
-def _has_16(target: object) -> bool:
-    return target not in FIXED_8 or target in FIXED_16
+    found = measured(candidate, source)
+    noise = sum(s.noise for s in found if s.kind == "activation")
+    return wider.rules_for(wider.choose(candidate.module, found, share * noise))
 
 
 def fewer_weight_bits(candidate: Candidate, data: Data, step: Quantize, size_bytes: int) -> dict[str, Rule]:

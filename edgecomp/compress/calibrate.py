@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.fx import GraphModule
@@ -16,10 +16,14 @@ Ranges = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """`ranges`: node name -> (low, high) as the observers chose it; `groups`: what shares a scale."""
+    """`ranges`: node name -> (low, high) as the observers chose it; `groups`: what shares a scale.
+
+    `widest`: the ranges of values that were clipped for the sake of 8 bits; 16 bits need no clipping.
+    """
 
     groups: scales.ScaleGroups
     ranges: Mapping[str, tuple[float, float]]
+    widest: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def calibrate(
@@ -49,7 +53,8 @@ def calibrate(
     if clipped:
         clipped = _known(graph_module, source, scales.behind_pools(graph_module, {**found, **clipped}))
         few = list(observe.tensor_batches(source, output_ranges.samples_for(groups)))
-        found = output_ranges.choose(graph_module, groups, found, clipped, watched.spec, few)
+        chosen = output_ranges.choose(graph_module, groups, found, clipped, watched.spec, few)
+        return Calibration(groups, chosen, found)
     return Calibration(groups, found)
 
 
@@ -88,5 +93,6 @@ def activations(
     """Node name -> quantization, in `bits` or what a rule says of its group."""
     widths = rules.by_group(graph_module, by_name or {}, found.groups, "activation_bits")
     changed = {root: width for root, width in widths.items() if width != bits}
-    other = plan.with_bits(graph_module, found.groups, found.ranges, changed)
+    ranges = {**found.ranges, **found.widest} if bits == 8 else found.ranges
+    other = plan.with_bits(graph_module, found.groups, ranges, changed)
     return plan.activations(found.groups, found.ranges, plan.activation_spec(bits), other)

@@ -9,7 +9,19 @@ from typing import Any, get_args
 import torch
 from torch.fx import GraphModule
 
-from edgecomp.compress import analytic, calibrate, equalize, observe, plan, rounding, rules, scales
+from edgecomp.compress import (
+    analytic,
+    calibrate,
+    equalize,
+    norms,
+    observe,
+    plan,
+    rounding,
+    rules,
+    scales,
+    sensitivity,
+    wider,
+)
 from edgecomp.compress.rounding import Correction, Method, Rounding
 from edgecomp.compress.rules import Rule
 from edgecomp.errors import DataError, InputError
@@ -20,6 +32,8 @@ _ROUNDING_SAMPLES = 32
 """Samples that the rounding sees: they are held at once, so memory grows with them."""
 _CHECKING_SAMPLES = 8
 """Samples after those, on which mended biases are checked."""
+_WIDENING_SAMPLES = 4
+"""Samples for sensitivities: noises differ between roundings by far more than between samples."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,9 @@ class Quantize:
     `equalize`: share (0 to 1) of the differences between channels that moves from activations into the
     next layer's weights, where this is exact; `absorb`: large biases before a ReLU move into the next layer.
     `weight_bits`: 4 or 8. `activation_bits`: 8 or 16. `rules`: pattern of module names (or `type:conv2d`) ->
-    what differs there, such as `{activation_bits: 16}`. `exclude`: patterns that stay float; each is listed
+    what differs there, such as `{activation_bits: 16}`. `activation_sqnr_db`: give the fewest activations 16
+    bits so that the noise of all activations is predicted to lie this far below the outputs (none where 8
+    bits manage it); each is noted. `exclude`: patterns that stay float; each is listed
     in the plan with its reason.
     """
 
@@ -48,6 +64,7 @@ class Quantize:
     absorb: bool = False
     weight_bits: int = 8
     activation_bits: int = 8
+    activation_sqnr_db: float | None = None
     rules: Mapping[str, Rule] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
 
@@ -60,6 +77,10 @@ class Quantize:
             raise InputError(f"samples is {self.samples}; expected at least 1")
         if not 0 <= self.equalize <= 1:
             raise InputError(f"equalize is {self.equalize}; expected a share from 0 to 1")
+        if self.activation_sqnr_db is not None and not 0 < self.activation_sqnr_db <= 80:
+            raise InputError(
+                f"activation_sqnr_db is {self.activation_sqnr_db}; expected more than 0, at most 80 dB"
+            )
         self.observer_settings()
 
     def observer_settings(self) -> observe.ObserverSettings:
@@ -77,12 +98,14 @@ class Quantize:
         """
         source = calibration_source(data)
         graph_module = capture(candidate.module, example_inputs(candidate))
+        norms.accumulate_squares(graph_module)
         floats = rules.excluded(graph_module, self.exclude)
         notes = self.fit_weights(graph_module, source)
         found = calibrate.calibrate(
             graph_module, source, self.samples, self.activation_bits, self.observer_settings(), self.rules
         )
-        decided = calibrate.activations(graph_module, found, self.activation_bits, self.rules)
+        decided, widened = self.decide(graph_module, source, found, floats)
+        notes += widened
         rounded = self.round(graph_module, source, decided, floats)
         quantization = plan.assemble(graph_module, decided, rounded, floats)
         notes += tuple(f"{name} stays float: {why}" for name, why in quantization.float_nodes.items())
@@ -105,6 +128,26 @@ class Quantize:
             self.equalize,
             self.absorb,
         )
+
+    def decide(
+        self,
+        graph_module: GraphModule,
+        source: DataSource,
+        found: calibrate.Calibration,
+        floats: Mapping[str, str],
+    ) -> tuple[dict[str, TensorQuantization], tuple[str, ...]]:
+        """The quantization of every value, and notes on what `activation_sqnr_db` widened."""
+        decided = calibrate.activations(graph_module, found, self.activation_bits, self.rules)
+        if self.activation_sqnr_db is None or self.activation_bits == 16:
+            return decided, ()
+        alone = plan.assemble(graph_module, decided, {}, floats)
+        few = list(observe.tensor_batches(source, min(self.samples, _WIDENING_SAMPLES)))
+        noises = sensitivity.measure(graph_module, alone, few)
+        chosen = wider.choose(graph_module, noises, 10 ** (-self.activation_sqnr_db / 10))
+        left = sum(s.noise for s in noises) - sum(s.noise for s in chosen)
+        by_name = {**wider.rules_for(chosen), **self.rules}
+        widened = calibrate.activations(graph_module, found, self.activation_bits, by_name)
+        return widened, wider.notes(chosen, left)
 
     def round(
         self,
