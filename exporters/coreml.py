@@ -15,6 +15,7 @@ from torch import nn
 from edgecomp import files, manifest
 from edgecomp.errors import ModelError, UnsupportedOpError
 from edgecomp.exporters import (
+    coreml_activations,
     coreml_budget,
     coreml_convert,
     coreml_file,
@@ -40,7 +41,8 @@ class CoreMLExporter:
     """Lowers a candidate to an `.mlpackage`.
 
     `target`: coreml-pal4, coreml-pal6 (palettes), coreml-int8 (per output channel), coreml-int4 (per block),
-    coreml-fp16, coreml-fp32. Only weights are compressed; activations stay in `compute_precision`.
+    coreml-fp16, coreml-fp32. Weights are compressed; activations stay in `compute_precision`, unless
+    `activations` is int8 (coreml-int8, from iOS 17 on): then values are rounded on the plan's scales.
     `group_size`: output channels that share a palette (auto: 1 for pal4, 8 for pal6; None: one per tensor).
     `block_size`: inputs that share a scale (int4, where no `quantize-weights` decided before). Where either
     does not divide, the next smaller that does is taken, and noted in the artifact's history.
@@ -71,6 +73,7 @@ class CoreMLExporter:
     assignment: Literal["auto", "gptq", "nearest"] = "auto"
     size: str | int | None = None
     states: tuple[str, ...] = ()
+    activations: Literal["float", "int8"] = "float"
 
     def __post_init__(self) -> None:
         if self.target not in _TARGETS:
@@ -107,8 +110,19 @@ class CoreMLExporter:
             coreml_budget.parse(self.size)
             if self.target != "coreml-pal4" or self.assignment == "nearest":
                 raise ValueError(f"size is set; it needs coreml-pal4 and assignment gptq, not {self.target}")
+        self._check_activations()
         if self.minimum_deployment_target != "iOS18":
             self._check_before_ios18()
+
+    def _check_activations(self) -> None:
+        if self.activations not in ("float", "int8"):
+            raise ValueError(f"activations is {self.activations!r}; expected float or int8")
+        if self.activations == "int8" and self.target != "coreml-int8":
+            raise ValueError(f"activations is int8; that is coreml-int8's setting, not {self.target}'s")
+        if self.activations == "int8" and self.minimum_deployment_target == "iOS16":
+            raise ValueError(
+                "activations is int8, which needs iOS 17: set minimum_deployment_target to iOS17 or iOS18"
+            )
 
     def _check_before_ios18(self) -> None:
         if self.target in _AUTO_GROUP and self.group_size is not None:
@@ -128,6 +142,8 @@ class CoreMLExporter:
         damaged = _damaged(module)
         if damaged:
             return damaged
+        if self.activations == "int8" and (missing := coreml_activations.needed(candidate, self.target)):
+            return missing
         return coreml_convert.unsupported(module, coreml_convert.examples(candidate.inputs, None))
 
     def export(self, candidate: Candidate, data: Data, out: Path) -> Artifact:
@@ -135,8 +151,9 @@ class CoreMLExporter:
         module = coreml_convert.prepare(candidate.module)
         example = coreml_convert.examples(candidate.inputs, _sample(data))
         self._refuse(module, example)
-        wanted = self._conversion(candidate, module, example)
         notes: list[Problem] = []
+        module = self._rounded(candidate, module, notes)
+        wanted = self._conversion(candidate, module, example)
         placed = self._placed(module, example, wanted, data, notes)
         if placed is None:
             compress = self._compression(candidate, module, data, notes)
@@ -163,6 +180,14 @@ class CoreMLExporter:
                     f"{out.name} takes {described.size_bytes} bytes, more than {self.size}: allow more"
                 )
             return described
+
+    def _rounded(self, candidate: Candidate, module: nn.Module, notes: list[Problem]) -> nn.Module:
+        if self.activations == "float":
+            return module
+        missing = coreml_activations.needed(candidate, self.target)
+        if missing or candidate.quantization is None:
+            raise ModelError(missing[0].reason)
+        return coreml_activations.rounded(candidate.module, candidate.quantization, notes)
 
     def _refuse(self, module: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
         damaged = _damaged(module)

@@ -143,10 +143,24 @@ def _addcmul(context: Any, node: Any) -> None:
     context.add(mb.add(x=inputs[0], y=product, name=node.name), node.name)
 
 
+def _fake_quantize(context: Any, node: Any) -> None:
+    """torch.fake_quantize_per_tensor_affine of 8 bits: MIL's quantize and dequantize (iOS 17)."""
+    x, scale, zero_point, low, high = torch_ops._get_inputs(context, node, expected=5)
+    dtype = {(-128, 127): "int8", (0, 255): "uint8"}.get((int(low.val), int(high.val)))
+    if dtype is None:
+        raise NotImplementedError(f"quantize to integers from {low.val} to {high.val}")
+    step = np.float32(scale.val)
+    zero = np.dtype(dtype).type(zero_point.val)
+    offset = {"zero_point": zero} if zero else {}
+    integers = mb.quantize(input=x, scale=step, output_dtype=dtype, **offset)
+    context.add(mb.dequantize(input=integers, scale=step, name=node.name, **offset), node.name)
+
+
 def _register_missing() -> None:
     """Operations that coremltools 9.0 has no translation for; a later version's own are left alone."""
     missing = {
         "addcmul": _addcmul,
+        "fake_quantize_per_tensor_affine": _fake_quantize,
         "new_ones": _new_ones,
         "or": _boolean_only(mb.logical_or),
         "bitwise_or": _boolean_only(mb.logical_or),
