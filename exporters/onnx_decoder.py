@@ -21,7 +21,7 @@ from edgecomp.errors import InputError
 from edgecomp.exporters import onnx_int4
 from edgecomp.exporters.onnx_graph import IR_VERSION, OPSET, Builder
 from edgecomp.language.architecture import Architecture
-from edgecomp.language.cache import CacheScales, Storage
+from edgecomp.language.cache import CacheScales, Storage, check_scales
 from edgecomp.language.decoder import Decoder, Norm
 from edgecomp.language.weights import DecoderWeights
 from edgecomp.spec import Artifact, Candidate, Data, Problem, TensorQuantization, TensorSpec
@@ -50,8 +50,7 @@ def export(
     """
     if target == "onnx-int4" and not weights.plan:
         raise InputError("onnx-int4 needs weights in groups: run quantize-weights first")
-    if storage != "float32" and scales is None:
-        raise InputError(f"a cache of {storage} needs scales; give calibration text")
+    check_scales(storage, scales)
     emitter = _Emitter(weights, room, storage, scales, accuracy_level)
     model = emitter.model()
     a = weights.decoder.architecture

@@ -59,12 +59,15 @@ class TFLiteExporter:
     `layout`: order of pictures at the door, NHWC (TFLite's own; no transposes) or NCHW (PyTorch's).
     `output_names`: in order; `output`, or `output_0` and so on, by default.
     `group_size`: inputs of a linear layer that share a scale in `tflite-int4`; a multiple of 32.
+    `activations` (`tflite-int4`): "int8", rounded at run time by LiteRT's kernels; "float": weights become
+    float32 when the file is loaded, which takes the memory and the time of a float model.
     """
 
     target: str = "tflite-int8"
     layout: Literal["NHWC", "NCHW"] = "NHWC"
     output_names: tuple[str, ...] = ()
     group_size: int = 32
+    activations: Literal["int8", "float"] = "int8"
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -73,6 +76,10 @@ class TFLiteExporter:
             raise InputError(f"layout is {self.layout!r}; expected NHWC or NCHW")
         if self.group_size < 32 or self.group_size % 32:
             raise InputError(f"group_size is {self.group_size}; LiteRT takes multiples of 32")
+        if self.activations not in ("int8", "float"):
+            raise InputError(f"activations is {self.activations!r}; expected int8 or float")
+        if self.activations == "float" and self.target != "tflite-int4":
+            raise InputError(f"activations: float is a setting of tflite-int4, not of {self.target}")
 
     def problems(self, candidate: Candidate) -> list[Problem]:
         """Operations that the target cannot express, with the module each comes from."""
@@ -151,7 +158,9 @@ class TFLiteExporter:
             (spec.name, self._door(spec, node))
             for spec, node in zip(candidate.inputs, placeholders, strict=True)
         ]
-        numerics = replace(TARGETS[self.target], group_size=self.group_size)
+        numerics = replace(
+            TARGETS[self.target], group_size=self.group_size, restored=self.activations == "float"
+        )
         lowering = Lowering(graph_module, candidate.quantization, numerics, doors)
         lowering.run()
         return lowering

@@ -21,7 +21,7 @@ from edgecomp.spec import TensorQuantization
 def planned_rows(ctx: Lowering, name: str) -> TensorQuantization | None:
     """The plan's 4-bit integers of a table in groups, or None."""
     found = ctx.stored_plan.weights.get(name) if ctx.stored_plan is not None else None
-    if found is None or found.values is None or found.spec.bits != 4 or found.values.shape[1] % 2:
+    if found is None or found.values is None or found.spec.bits > 4 or found.values.shape[1] % 2:
         return None
     return found
 

@@ -1,12 +1,14 @@
 """A causal decoder in TFLite: signatures `prefill` (a chunk of tokens) and `decode` (one), weights shared.
 
 Both take `ids` [1, T], `position` [1] and the cache of every layer, `key_N` and `value_N` [1, kv heads, room,
-head] float32, and give `logits` [1, T, vocabulary] and the new rows `new_key_N`, `new_value_N` [1, kv, T,
-head], which the caller writes into its cache at `position`: nothing of the cache is copied by the graph.
+head] float32 (or int8; two 4-bit integers a byte, [..., head / 2]), and give `logits` [1, T, vocabulary] and
+the new rows `new_key_N`, `new_value_N` [1, kv heads, T, head], which the caller writes into its cache at
+`position`: nothing of the cache is copied by the graph.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,9 +20,9 @@ from edgecomp.exporters import tflite  # noqa: F401  importing it fills the tabl
 from edgecomp.exporters.tflite_file import Draft, Signature, Tensor, serialize_all
 from edgecomp.exporters.tflite_layout import identity
 from edgecomp.exporters.tflite_lower import Lowering
-from edgecomp.exporters.tflite_numerics import TARGETS
+from edgecomp.exporters.tflite_numerics import TARGETS, Numerics
 from edgecomp.graph import capture
-from edgecomp.language.cache import CacheScales, Storage
+from edgecomp.language.cache import Activations, CacheScales, Storage, check_scales
 from edgecomp.language.cached import CachedDecoder, example
 from edgecomp.language.weights import DecoderWeights
 from edgecomp.spec import Artifact, Candidate, Data, Problem, QuantizationPlan, TensorSpec
@@ -39,18 +41,27 @@ def export(
     chunk: int = 64,
     storage: Storage = "float32",
     scales: CacheScales | None = None,
+    activations: Activations = "int8",
 ) -> Artifact:
     """Write the .tflite file. `target`: tflite-int4 (with a plan of weights) or tflite-fp32.
 
-    Raises InputError for another target or cache, UnsupportedOpError when an operation has no lowering.
+    `activations` (tflite-int4): "int8", rounded at run time; "float": weights are restored to float32 when
+    the file is loaded.
+
+    Raises InputError for another target, or a cache of few bits without scales; UnsupportedOpError when an
+    operation has no lowering.
     """
     if target not in ("tflite-int4", "tflite-fp32"):
         raise InputError(f"target is {target!r}; a TFLite decoder is written as tflite-int4 or tflite-fp32")
-    if storage != "float32" or scales is not None:
-        raise InputError(f"cache is {storage!r}; a TFLite decoder keeps its cache in float32")
+    check_scales(storage, scales)
     if target == "tflite-int4" and not weights.plan:
         raise InputError("tflite-int4 needs weights in groups: run quantize-weights first")
-    made = {key: _lowered(weights, count, room, target) for key, count in (("prefill", chunk), ("decode", 1))}
+    numerics = replace(TARGETS[target], restored=target == "tflite-int4" and activations == "float")
+    modules = {
+        key: CachedDecoder(weights.decoder, count, room, storage, scales)
+        for key, count in (("prefill", chunk), ("decode", 1))
+    }
+    made = {key: _lowered(module, weights, numerics, target) for key, module in modules.items()}
     signatures = {key: signature for key, (signature, _) in made.items()}
     inputs, outputs = (
         [TensorSpec(n, t.shape, t.dtype) for n, t in side] for side in signatures["decode"][1:]
@@ -68,14 +79,23 @@ def export(
         return manifest.describe(draft, temporary)
 
 
-def _lowered(weights: DecoderWeights, count: int, room: int, target: str) -> tuple[Signature, list[Problem]]:
-    module = CachedDecoder(weights.decoder, count, room)
-    graph_module = capture(module, example(weights.decoder.architecture, count, room))
+class _CacheLowering(Lowering):
+    """Where int8 stays int8: other graphs compute with it, which TFLite does in 32 bits."""
+
+    def dtype_of(self, node: Node) -> str:
+        return "int8" if node.meta["val"].dtype is torch.int8 else super().dtype_of(node)
+
+
+def _lowered(
+    module: CachedDecoder, weights: DecoderWeights, numerics: Numerics, target: str
+) -> tuple[Signature, list[Problem]]:
+    given = example(weights.decoder.architecture, module.count, module.room, module.storage)
+    graph_module = capture(module, given)
     plan = QuantizationPlan({}, {_PREFIX + name: q for name, q in weights.plan.items()})
     names = _names(weights.decoder.architecture.layers)
     nodes = graph_module.graph.find_nodes(op="placeholder")
     doors = [(name, identity(n.meta["val"].dim())) for name, n in zip(names[0], nodes, strict=True)]
-    lowering = Lowering(graph_module, plan if weights.plan else None, TARGETS[target], doors)
+    lowering = _CacheLowering(graph_module, plan if weights.plan else None, numerics, doors)
     lowering.run()
     if lowering.problems:
         first = lowering.problems[0]

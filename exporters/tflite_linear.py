@@ -38,7 +38,8 @@ def _fully_connected(ctx: Lowering, node: Node, x: Tensor, weight: Weight, bias:
     """FULLY_CONNECTED; its kernels for float times 4 bits forget the fused activation (LiteRT 2.3.0, without
     XNNPACK), which is an operation of its own there.
     """
-    kernel = weights.store(ctx, weight, lambda w: w, 0)
+    restored = ctx.numerics.restored and weight.scale is not None
+    kernel = weights.restored(ctx, node, weight) if restored else weights.store(ctx, weight, lambda w: w, 0)
     biases = None if bias is None else weights.bias(ctx, node, bias, x, weight, None)
     stored = ctx.shape_of(node)
     made = ctx.result(node, stored)

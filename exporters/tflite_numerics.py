@@ -19,13 +19,15 @@ class Numerics:
     """`weights`: storage of weights where activations are float. `integer`: activations follow the plan.
 
     `activation_bits`: what some of the plan's activations must have for an integer target; the rest may
-    have 8 or 16. `group_size`: inputs that share a scale where 4-bit weights are rounded here.
+    have 8 or 16. `group_size`: inputs that share a scale where 4-bit weights are rounded here. `restored`:
+    integer weights become float32 when the file is loaded, and activations stay float.
     """
 
     weights: Storage = "float32"
     integer: bool = False
     activation_bits: int = 8
     group_size: int = 32
+    restored: bool = False
 
 
 TARGETS: dict[str, Numerics] = {

@@ -29,7 +29,7 @@ class Weight:
     """A weight in torch's order. `values`: float32, or integers with `scale` [1] or [channels].
 
     `bits`: 32 (float), 8 or 4. `axis`: the output channels in torch's order. `block`: input channels that
-    share a scale (`scale` is then [channels, blocks]), or 0.
+    share a scale (`scale` is then [channels, blocks]), or 0. `zero`: zero points like `scale`, or None.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Weight:
     scale: np.ndarray | None = None
     bits: int = 32
     block: int = 0
+    zero: np.ndarray | None = None
 
     @property
     def channels(self) -> int:
@@ -93,7 +94,11 @@ def read(
     found = _planned_weight_only(ctx, name, axis, wanted, four, blocks)
     if found is not None:
         return _without_lowest(ctx, node, found)
-    if ctx.stored_plan is not None and name in ctx.stored_plan.weights and four:
+    planned = ctx.stored_plan.weights.get(name) if ctx.stored_plan is not None else None
+    if planned is not None and planned.spec.bits > 4 and wanted == 4:
+        _note(ctx, node, f"8 bits a channel: TFLite's kernels take no groups of {planned.spec.bits} bits")
+        return per_channel(name, array, axis, 8)
+    if planned is not None and four:
         _note(ctx, node, "rounded again: TFLite takes groups of a multiple of 32 inputs, no zero points")
     fits = array.shape[0] >= _FEWEST_ROWS and array.shape[-1] % ctx.numerics.group_size == 0
     if wanted == 4 and blocks and fits:
@@ -107,7 +112,7 @@ def read(
 
 def _without_lowest(ctx: Lowering, node: Node, weight: Weight) -> Weight:
     """4 bits from -7: LiteRT's kernels without XNNPACK (2.3.0) give wrong sums where a weight is -8."""
-    lowest = int((weight.values == -8).sum()) if weight.bits == 4 else 0
+    lowest = int((weight.values == -8).sum()) if weight.bits == 4 and not ctx.numerics.restored else 0
     if not lowest:
         return weight
     _note(ctx, node, f"{lowest} integers of {weight.values.size} are -7, not -8: quantize with narrow: true")
@@ -136,9 +141,16 @@ def _planned_weight_only(
 ) -> Weight | None:
     """The integers of the plan where a kernel takes them as they are: rounding is decided once."""
     found = ctx.stored_plan.weights.get(name) if ctx.stored_plan is not None else None
-    if found is None or found.values is None or found.spec.bits != bits or found.zero_point.any():
-        return None  # TFLite's kernels take no zero points of weights
+    if found is None or found.values is None:
+        return None
+    stored = 4 if found.spec.bits <= 4 else 8
     block = found.spec.group_size or 0
+    if ctx.numerics.restored and blocks and found.spec.axis in (None, axis):
+        zero = found.zero_point if found.zero_point.any() else None
+        scale = found.scale if block else found.scale.reshape(-1)
+        return Weight(name, found.values, axis, scale, stored, block, zero)
+    if stored != bits or found.zero_point.any():
+        return None  # TFLite's kernels take no zero points of weights
     if block:
         fits = bits == 4 and blocks and block % 32 == 0
         return Weight(name, found.values, axis, found.scale, bits, block) if fits else None
@@ -187,6 +199,24 @@ def store(
         scale = np.broadcast_to(weight.scale.astype(np.float32), (weight.channels,)).copy()
         quant = Quant(scale, np.zeros(scale.shape, np.int64), axis)
     return ctx.draft.constant(array.astype(np.int8), weight.name, dtype, quant)
+
+
+def restored(ctx: Lowering, node: Node, weight: Weight) -> Tensor:
+    """Integers [out, in] that a DEQUANTIZE makes float32 once, when the file is loaded.
+
+    LiteRT's DEQUANTIZE (2.3.0) reads block scales as if there were one scale, so every block is stored as a
+    channel of its own, [out * blocks, block], and the floats get their shape back afterwards.
+    """
+    if weight.scale is None:
+        raise ValueError("a stored weight has scales")
+    scale = np.ascontiguousarray(weight.scale, np.float32).reshape(-1)
+    zero = np.zeros(scale.shape) if weight.zero is None else weight.zero.reshape(-1)
+    rows = np.ascontiguousarray(weight.values, np.int8).reshape(len(scale), -1)
+    dtype = "int4" if weight.bits == 4 else "int8"
+    kernel = ctx.draft.constant(rows, weight.name, dtype, Quant(scale, zero.astype(np.int64), 0))
+    whole = Tensor(ctx.label(node, "restored"), rows.shape, "float32")
+    ctx.draft.emit("DEQUANTIZE", [kernel], [whole], "DequantizeOptions")
+    return ctx.reshape(node, whole, weight.values.shape)
 
 
 def check_multiplier(x: Tensor, weight: Weight, made: Tensor) -> None:

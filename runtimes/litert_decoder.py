@@ -36,7 +36,7 @@ class LiteRTDecoder:
         self._chunk = int(details["ids"]["shape"][1])
         self._dtypes = {name: details[name]["dtype"] for name in ("ids", "position")}
         self._cache = {
-            name: np.zeros(tuple(found["shape"]), np.float32)
+            name: np.zeros(tuple(found["shape"]), found["dtype"])
             for name, found in details.items()
             if name.startswith(("key_", "value_"))
         }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from edgecomp.language.architecture import Architecture
-from edgecomp.language.decoder import MASKED, Decoder
+from edgecomp.language.cache import CacheScales, Storage, packed, rounded, unpacked
+from edgecomp.language.decoder import MASKED, Decoder, Pair
 
 STATE_MASKED = -3e4
 """As MASKED, within float16, which is what states and scores have in Core ML."""
@@ -17,15 +20,24 @@ class CachedDecoder(nn.Module):
 
     Returns the logits [1, T, vocabulary] and the new keys and values [1, kv heads, T, head] of every layer,
     which the caller writes into its cache at `position`. Cache rows from `position` on are not looked at.
+    A cache of int8 or int4 (two in a byte, [..., head / 2]) is int8 outside, and float inside one layer.
     """
 
-    def __init__(self, decoder: Decoder, count: int, room: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        count: int,
+        room: int,
+        storage: Storage = "float32",
+        scales: CacheScales | None = None,
+    ) -> None:
         super().__init__()
         self.decoder = decoder
-        self.count, self.room = count, room
+        self.count, self.room, self.storage = count, room, storage
         places = torch.arange(room + count)
         self.rotations = [decoder.tables(i, places) for i in range(decoder.architecture.layers)]
         self.steps, self.places = torch.arange(count), torch.arange(room)
+        self.scales = _by_layer(decoder.architecture, scales)
 
     def forward(self, ids: Tensor, position: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
         decoder = self.decoder
@@ -35,9 +47,28 @@ class CachedDecoder(nn.Module):
         for index, layer in enumerate(decoder.layers):
             cos, sin = (table[positions] for table in self.rotations[index])
             mask = self._mask(positions, position, decoder.architecture.window(index))
-            x, k, v = layer(x, cos, sin, mask, (cache[2 * index], cache[2 * index + 1]))
-            new += [k, v]
+            old = (cache[2 * index], cache[2 * index + 1])
+            if self.scales:
+                rows: list[Tensor] = []
+                x, _, _ = layer(x, cos, sin, mask, self._joined(index, old, rows))
+                new += rows
+            else:
+                x, k, v = layer(x, cos, sin, mask, old)
+                new += [k, v]
         return decoder.head(decoder.norm(x)), *new
+
+    def _joined(self, index: int, old: Pair, rows: list[Tensor]) -> Callable[[Pair], Pair]:
+        """What gives old and new keys and values of a layer restored; `rows` gets the new ones as stored."""
+
+        def put(new: Pair) -> Pair:
+            whole: list[Tensor] = []
+            for before, value, scale in zip(old, new, self.scales[index], strict=True):
+                integers = rounded(value, scale, self.storage)
+                rows.append(packed(integers, self.storage))
+                whole.append(torch.cat([unpacked(before, self.storage), integers], 2) * scale)
+            return whole[0], whole[1]
+
+        return put
 
     def _mask(self, positions: Tensor, position: Tensor, window: int) -> Tensor:
         """[T, room + T]: rows of the cache before `position`, then the new tokens up to each other."""
@@ -51,10 +82,21 @@ class CachedDecoder(nn.Module):
         return torch.where(both, 0.0, MASKED)
 
 
-def example(a: Architecture, count: int, room: int) -> tuple[Tensor, ...]:
+def example(a: Architecture, count: int, room: int, storage: Storage = "float32") -> tuple[Tensor, ...]:
     """Zeros of the shapes that `CachedDecoder.forward` takes."""
-    cache = [torch.zeros(1, a.kv_heads, room, a.head_width) for _ in range(2 * a.layers)]
+    width = a.head_width // 2 if storage == "int4" else a.head_width
+    dtype = torch.float32 if storage == "float32" else torch.int8
+    cache = [torch.zeros(1, a.kv_heads, room, width, dtype=dtype) for _ in range(2 * a.layers)]
     return torch.zeros(1, count, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), *cache
+
+
+def _by_layer(a: Architecture, scales: CacheScales | None) -> list[Pair]:
+    """Scales of keys and values [1, kv heads, 1, head] of every layer; none for a float cache."""
+    if scales is None:
+        return []
+    shape = (1, a.kv_heads, 1, a.head_width)
+    pairs = zip(scales.keys, scales.values, strict=True)
+    return [(torch.from_numpy(k).reshape(shape), torch.from_numpy(v).reshape(shape)) for k, v in pairs]
 
 
 class StatefulDecoder(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from text_models import LENGTH, expected, ids, in_groups, text_candidate
 from torch import Tensor, nn
 
+from edgecomp.errors import InputError
 from edgecomp.exporters import tflite_blocks
 from edgecomp.exporters.tflite import TFLiteExporter
 from edgecomp.runtimes.litert import LiteRTRuntime
@@ -84,3 +85,35 @@ def test_what_tflite_cannot_store_is_rounded_again_and_listed(tmp_path: Path, se
 def test_halves_of_a_row_share_bytes() -> None:
     packed = tflite_blocks.halves(np.array([[-8, 0, 7, -1]], np.int8))
     np.testing.assert_array_equal(packed, [[0xF0, 0x78]])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"group_size": 16}, {"symmetric": False}, {"group_size": None, "symmetric": False}, {"bits": 8}],
+)
+@pytest.mark.parametrize("optimize", [True, False])
+def test_with_float_activations_every_plan_is_stored_and_computed_as_it_is(
+    tmp_path: Path, settings: dict, optimize: bool
+) -> None:
+    """Also what LiteRT's own 4-bit kernels cannot take: small groups, zero points, -8, groups of 8 bits."""
+    candidate = in_groups(text_candidate(), **settings)
+    exporter = TFLiteExporter("tflite-int4", activations="float")
+    artifact = exporter.export(candidate, Data(), tmp_path / "m.tflite")
+    found, reference = run(artifact, optimize), expected(candidate, ids())
+    np.testing.assert_allclose(found, reference, atol=2e-5 * np.abs(reference).max())
+    assert not artifact.skipped
+
+
+def test_groups_of_eight_bits_are_rounded_again_a_channel_and_listed(tmp_path: Path) -> None:
+    candidate = in_groups(text_candidate(), bits=8, narrow=True)
+    artifact = export(candidate, tmp_path / "m.tflite")
+    assert any("8 bits a channel" in p.reason and p.module == "down" for p in artifact.skipped)
+    found, reference = run(artifact), expected(candidate, ids())
+    assert np.abs(found - reference).max() < 0.03 * np.abs(reference).max()
+
+
+def test_float_activations_are_a_setting_of_four_bits() -> None:
+    with pytest.raises(InputError, match="activations is 'int16'; expected int8 or float"):
+        TFLiteExporter("tflite-int4", activations="int16")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a setting of tflite-int4, not of tflite-fp32"):
+        TFLiteExporter("tflite-fp32", activations="float")

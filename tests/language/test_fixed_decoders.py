@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from tiny_models import ids, tiny
 
 from edgecomp.compress.groupwise import QuantizeWeights
 from edgecomp.errors import ArtifactError, InputError
 from edgecomp.exporters import coreml_decoder, tflite_decoder
-from edgecomp.language import weights
+from edgecomp.language import cache, weights
+from edgecomp.language.cached import CachedDecoder, example
 from edgecomp.language.decoder import from_transformers
 from edgecomp.runtimes.coreml_decoder import CoreMLDecoder
 from edgecomp.runtimes.litert_decoder import LiteRTDecoder
@@ -54,6 +58,60 @@ def test_tflite_four_bits(kind: str, tmp_path: Path) -> None:
     assert off(found, decoder, 6) < 0.05
 
 
+def small(kind: str, storage: cache.Storage) -> tuple[Candidate, cache.CacheScales | None]:
+    found = candidate(kind)
+    samples = [torch.from_numpy(ids(24, seed))[None] for seed in range(4)]
+    return found, cache.scales_from(weights.of(found).decoder, samples, storage)
+
+
+@torch.no_grad()
+def with_small_cache(
+    found: Candidate, storage: cache.Storage, scales: cache.CacheScales | None
+) -> np.ndarray:
+    """Teacher-forced logits [24, vocabulary] of torch, keys and values rounded as the cache keeps them."""
+    decoder = weights.of(found).decoder
+    module = CachedDecoder(decoder, 24, 40, storage, scales)
+    empty = example(decoder.architecture, 24, 40, storage)[2:]
+    return module(torch.from_numpy(ids())[None], torch.zeros(1, dtype=torch.int64), *empty)[0][0].numpy()
+
+
+@pytest.mark.parametrize("storage, near, smaller", [("int8", 0.03, 4), ("int4", 0.4, 8)])
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_tflite_keeps_a_cache_of_few_bits(
+    kind: str, storage: cache.Storage, near: float, smaller: int, tmp_path: Path
+) -> None:
+    found, scales = small(kind, storage)
+    path = tmp_path / "m.tflite"
+    tflite_decoder.export(
+        found, weights.of(found), path, target="tflite-fp32", room=40, chunk=6, storage=storage, scales=scales
+    )  # fmt: skip
+    decoder = LiteRTDecoder(path, 40)
+    assert off(found, decoder, 13) < near
+    decoder.reset()
+    parts = [decoder.step(ids()[:13]), *(decoder.step(ids()[i : i + 1]) for i in range(13, 24))]
+    expected = with_small_cache(found, storage, scales)
+    np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-5 * np.abs(expected).max())
+    a = weights.of(found).decoder.architecture
+    assert decoder.cache_bytes == 4 * 2 * a.layers * a.kv_heads * 40 * a.head_width // smaller
+
+
+@settings(max_examples=30, deadline=None)
+@given(integers=arrays(np.int8, (3, 8), elements=st.integers(-7, 7)))
+def test_packed_integers_come_back(integers: np.ndarray) -> None:
+    given_ = torch.from_numpy(integers).float()
+    for storage in ("int8", "int4"):
+        assert torch.equal(cache.unpacked(cache.packed(given_, storage), storage), given_)  # type: ignore[arg-type]
+    assert cache.packed(given_, "int4").shape == (3, 4)
+
+
+def test_tflite_float_activations(tmp_path: Path) -> None:
+    found, path = candidate("qwen2", four=True), tmp_path / "m.tflite"
+    tflite_decoder.export(
+        found, weights.of(found), path, target="tflite-int4", room=40, chunk=6, activations="float"
+    )
+    assert off(found, LiteRTDecoder(path, 40), 13) < 1e-5
+
+
 def test_signatures_share_their_weights(tmp_path: Path) -> None:
     found = candidate("llama")
     tflite(found, tmp_path / "m.tflite", "tflite-fp32")
@@ -82,7 +140,7 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
         (tflite_decoder, "tflite", "tflite-int4"), (coreml_decoder, "mlpackage", "coreml-int4"),
     ):  # fmt: skip
         path = tmp_path / f"m.{suffix}"
-        with pytest.raises(InputError, match="cache is 'int8'"):
+        with pytest.raises(InputError, match="a cache of int8 needs scales"):
             target = int4.replace("int4", "fp32" if suffix == "tflite" else "fp16")
             module.export(found, decided, path, target=target, room=32, storage="int8")
         with pytest.raises(InputError, match="quantize-weights"):
