@@ -33,7 +33,9 @@ _BITS = {"coreml-pal4": 4, "coreml-pal6": 6, "coreml-int8": 8, "coreml-int4": 4}
 _AUTO_GROUP = {"coreml-pal4": 1, "coreml-pal6": 8}
 """Output channels that share a palette: one palette of 16 float16 entries is 32 bytes, one of 64 is 128."""
 _TARGETS = (*_BITS, "coreml-fp16", "coreml-fp32")
-_DEPLOYMENT = ("iOS16", "iOS17", "iOS18")
+_DEPLOYMENT = ("iOS16", "iOS17", "iOS18", "iOS26")
+_MODERN = ("iOS18", "iOS26")
+"""Groups of palettes, blocks and states; iOS26 also takes int8 at the door."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class CoreMLExporter:
             if self.target != "coreml-pal4" or self.assignment == "nearest":
                 raise ValueError(f"size is set; it needs coreml-pal4 and assignment gptq, not {self.target}")
         self._check_activations()
-        if self.minimum_deployment_target != "iOS18":
+        if self.minimum_deployment_target not in _MODERN:
             self._check_before_ios18()
 
     def _check_activations(self) -> None:
@@ -203,12 +205,13 @@ class CoreMLExporter:
     def _conversion(
         self, candidate: Candidate, module: nn.Module, example: tuple[torch.Tensor, ...]
     ) -> coreml_convert.Conversion:
+        bytes_pass = self.minimum_deployment_target == "iOS26"
         inputs = tuple(
-            replace(i, dtype="float32" if i.dtype.startswith("float") else "int32") for i in candidate.inputs
+            replace(i, dtype=coreml_convert.door_dtype(i.dtype, bytes_pass)) for i in candidate.inputs
         )
         return coreml_convert.Conversion(
             inputs=inputs,
-            outputs=coreml_convert.outputs_of(module, example),
+            outputs=coreml_convert.outputs_of(module, example, bytes_pass),
             precision=self.compute_precision or ("float32" if self.target == "coreml-fp32" else "float16"),
             deployment_target=self.minimum_deployment_target,
             states=self.states,
@@ -220,7 +223,7 @@ class CoreMLExporter:
         bits = _BITS.get(self.target)
         if bits is None:
             return None
-        modern = self.minimum_deployment_target == "iOS18"
+        modern = self.minimum_deployment_target in _MODERN
         if self.target.startswith("coreml-pal"):
             return self._palettes(self._importance(candidate, module, data, notes), notes, {})
         plan = dict(candidate.quantization.weights) if candidate.quantization else {}
@@ -235,7 +238,7 @@ class CoreMLExporter:
         return Palettize(
             bits=_BITS[self.target],
             group_size=self._group_size,
-            modern=self.minimum_deployment_target == "iOS18",
+            modern=self.minimum_deployment_target in _MODERN,
             min_elements=self.min_elements,
             depthwise=self.depthwise,
             importance=importance,

@@ -72,7 +72,16 @@ def trace(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
         return torch.jit.trace(module, example, check_trace=False, strict=False)
 
 
-def outputs_of(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[TensorSpec, ...]:
+def door_dtype(dtype: str, bytes_pass: bool) -> str:
+    """What Core ML takes and gives for a torch dtype: float32, int32; int8 where `bytes_pass` (iOS 26)."""
+    if dtype.startswith("float"):
+        return "float32"
+    return "int8" if bytes_pass and dtype == "int8" else "int32"
+
+
+def outputs_of(
+    module: nn.Module, example: tuple[Tensor, ...], bytes_pass: bool = False
+) -> tuple[TensorSpec, ...]:
     """What the module returns: `output`, or `output_0`, `output_1`, ... when it returns several tensors."""
     with torch.no_grad():
         result = module(*example)
@@ -84,7 +93,7 @@ def outputs_of(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[TensorSp
         )
     names = ["output"] if len(tensors) == 1 else [f"output_{i}" for i in range(len(tensors))]
     return tuple(
-        TensorSpec(n, tuple(t.shape), "float32" if t.is_floating_point() else "int32")
+        TensorSpec(n, tuple(t.shape), door_dtype(str(t.dtype).removeprefix("torch."), bytes_pass))
         for n, t in zip(names, tensors, strict=True)
     )
 
@@ -194,8 +203,7 @@ def _call(program: Any, wanted: Conversion, inputs: list[Any], states: list[Any]
 
 
 def _input(spec: TensorSpec) -> Any:
-    dtype = np.float32 if spec.dtype.startswith("float") else np.int32
-    return ct.TensorType(name=spec.name, shape=spec.shape, dtype=dtype)
+    return ct.TensorType(name=spec.name, shape=spec.shape, dtype=np.dtype(spec.dtype).type)
 
 
 def _states(module: nn.Module, wanted: Conversion) -> list[Any] | None:

@@ -133,6 +133,27 @@ def test_coreml_states(kind: str, four: bool, tmp_path: Path) -> None:
     assert off(found, decoder, 20) < 0.01
 
 
+@pytest.mark.parametrize("storage, near, smaller", [("int8", 0.03, 4), ("int4", 0.4, 8)])
+def test_coreml_takes_a_cache_of_few_bits(
+    storage: cache.Storage, near: float, smaller: int, tmp_path: Path
+) -> None:
+    """States are float16 only, so the cache comes in and new rows go out as int8 arrays."""
+    found, scales = small("llama", storage)
+    path = tmp_path / "m.mlpackage"
+    coreml_decoder.export(
+        found, weights.of(found), path, target="coreml-fp16", room=40, storage=storage, scales=scales
+    )
+    decoder = CoreMLDecoder(path, 40)
+    assert off(found, decoder, 5) < near
+    decoder.reset()
+    expected = with_small_cache(found, storage, scales)
+    found_logits = np.concatenate([decoder.step(ids()[:9]), decoder.step(ids()[9:])])
+    wrong = np.abs(found_logits - expected).max(axis=1) / np.abs(expected).max()
+    assert np.median(wrong) < 0.01  # float16 turns an integer of the cache here and there
+    a = weights.of(found).decoder.architecture
+    assert decoder.cache_bytes == 4 * 2 * a.layers * a.kv_heads * 40 * a.head_width // smaller
+
+
 def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     found = candidate("llama")
     decided = weights.of(found)
