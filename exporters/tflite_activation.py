@@ -327,26 +327,44 @@ def prelu(ctx: Lowering, node: Node) -> Value:
     made = ctx.result(node, value.tensor.shape)
     if made.dtype == "int16":
         return _prelu16(ctx, node, value, alpha, made, wide)
-    if made.quant is not None and (wide.max() <= 1 or wide.min() >= 1):
-        return _prelu8(ctx, node, value, alpha, made, steep=bool(wide.max() > 1))
+    if made.quant is not None:
+        return _prelu8(ctx, node, value, alpha, made, wide)
     ctx.draft.emit("PRELU", [value.tensor, alpha], [made])
     return Value(made, value.perm)
 
 
-def _prelu8(ctx: Lowering, node: Node, value: Value, alpha: Tensor, made: Tensor, *, steep: bool) -> Value:
-    """max(1 * x, slope * x), or min of both where slopes are above 1, each rounded to the result's scale.
+def _prelu8(ctx: Lowering, node: Node, value: Value, alpha: Tensor, made: Tensor, slope: np.ndarray) -> Value:
+    """max(1 * x, slope * x), min where slopes are above 1, a sum of parts where some are: all on one scale.
 
     LiteRT's PRELU rounds twice in fixed point, in every set of kernels: half a percent of results go the
     other way. A product is rounded once; rounding keeps order, so the larger of the rounded is the rounded
-    larger one. (QUANTIZE would not do for 1 * x: XNNPACK keeps 8 fractional bits of the ratio of scales.)
+    larger one, and of the parts above and below zero one is zero. (QUANTIZE would not do for 1 * x: XNNPACK
+    keeps 8 fractional bits of the ratio of scales.)
     """
     one = ctx.constant_operand(node, 1.0, np.array(1.0, np.float32))
+    above = below = value.tensor
+    if slope.min() < 1 < slope.max():
+        above, below = (_clipped(ctx, node, value.tensor, code) for code in ("MAXIMUM", "MINIMUM"))
     sides = []
-    for what, factor in (("plain", one), ("scaled", alpha)):
+    for what, x, factor in (("plain", above, one), ("scaled", below, alpha)):
         sides.append(ctx.part(node, what, made.shape, made))
-        ctx.draft.emit("MUL", [value.tensor, factor], [sides[-1]], "MulOptions", fusedActivationFunction=0)
-    ctx.draft.emit("MINIMUM" if steep else "MAXIMUM", sides, [made], "MaximumMinimumOptions")
+        ctx.draft.emit("MUL", [x, factor], [sides[-1]], "MulOptions", fusedActivationFunction=0)
+    if above is not below:
+        ctx.draft.emit("ADD", sides, [made], "AddOptions", fusedActivationFunction=0, potScaleInt16=False)
+    else:
+        code = "MINIMUM" if slope.max() > 1 else "MAXIMUM"
+        ctx.draft.emit(code, sides, [made], "MaximumMinimumOptions")
     return Value(made, value.perm)
+
+
+def _clipped(ctx: Lowering, node: Node, x: Tensor, code: str) -> Tensor:
+    """The larger or smaller of a quantized value and zero, on its own scale."""
+    if x.quant is None:
+        raise Unsupported("the plan has no scale for its input")
+    zero = np.array(x.quant.zero_point[0], x.dtype)
+    constant = ctx.draft.constant(zero, f"{node.name}:zero", x.dtype, x.quant)
+    made = ctx.part(node, code.lower(), x.shape, x)
+    return ctx.draft.emit(code, [x, constant], [made], "MaximumMinimumOptions")
 
 
 def _prelu16(

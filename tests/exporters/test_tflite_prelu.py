@@ -21,8 +21,9 @@ PICTURE = torch.randn(1, 4, 40, 40, generator=torch.Generator().manual_seed(0)) 
         ([0.1, -0.3, 0.9, 0.25], ["MUL", "MUL", "MAXIMUM"]),
         ([1.2, 2.0, 1.5, 3.0], ["MUL", "MUL", "MINIMUM"]),
         ([0.25], ["MUL", "MUL", "MAXIMUM"]),
+        ([0.1, 2.0, -1.5, 1.0], ["MAXIMUM", "MINIMUM", "MUL", "MUL", "ADD"]),
     ],
-    ids=["below 1", "above 1", "one slope"],
+    ids=["below 1", "above 1", "one slope", "on both sides"],
 )
 def test_products_are_rounded_once(slopes: list[float], kinds: list[str], tmp_path: Path) -> None:
     module = nn.PReLU(len(slopes))
@@ -36,10 +37,3 @@ def test_products_are_rounded_once(slopes: list[float], kinds: list[str], tmp_pa
         opened = direct(artifact.path, optimize=optimize)
         steps = np.abs(np.rint((run(opened, (PICTURE,))[0] - wanted) / opened.outputs[0].scale))
         assert steps.max() <= 1 and (steps == 0).mean() >= share
-
-
-def test_slopes_on_both_sides_of_1_keep_the_built_in_operation(tmp_path: Path) -> None:
-    module = nn.PReLU(4)
-    module.weight.data = torch.tensor([0.1, 2.0, 0.5, 1.5])
-    artifact = export(quantized(module.eval(), PICTURE), tmp_path, "tflite-int8")
-    assert "PRELU" in op_types(direct(artifact.path, optimize=False))
