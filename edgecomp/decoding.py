@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
-from edgecomp import checkpoint, files, manifest, progress, registry
+from edgecomp import checkpoint, files, manifest, models, progress, registry
 from edgecomp.errors import InputError, ModelError
 from edgecomp.language import bundle, cache, checks, weights
 from edgecomp.language.bundle import Bundle
@@ -20,7 +20,6 @@ from edgecomp.language.generation import DecoderSession
 from edgecomp.language.text import Text
 from edgecomp.language.weights import DecoderWeights
 from edgecomp.loading import open_data
-from edgecomp.models import load_model
 from edgecomp.numerics import metrics
 from edgecomp.spec import Candidate, DataSource, TensorSpec
 
@@ -31,15 +30,21 @@ _CHECKED = 48
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked of an artifact. `room`: tokens of the cache. `chunk`: of a prefill of fixed shape."""
+    """What is asked of an artifact. `room`: tokens of the cache. `chunk`: of a prefill of fixed shape.
+
+    `activations`: of 4-bit weights in ONNX and TFLite (Core ML's are float16).
+    """
 
     target: str
     room: int = 1024
     storage: cache.Storage = "float32"
     chunk: int = 64
+    activations: cache.Activations = "int8"
 
     def __post_init__(self) -> None:
         cache.check_storage(self.storage)
+        if self.activations not in get_args(cache.Activations):
+            raise InputError(f"activations is {self.activations!r}; expected int8 or float")
         if self.room < 2:
             raise InputError(f"room is {self.room}; expected 2 tokens or more")
         if not 1 <= self.chunk <= self.room:
@@ -55,23 +60,27 @@ class Wish:
 
 
 def load(spec: str) -> Candidate:
-    """MODEL (a callable that gives a Decoder or a causal model of transformers) or a checkpoint."""
+    """MODEL (what gives a Decoder or a causal model of transformers, or a folder) or a checkpoint."""
     if spec.endswith((".pt", ".pth")):
         return checkpoint.load(Path(spec))[0]
-    decoder = weights.as_decoder(load_model(spec))
+    decoder = weights.as_decoder(models.load_model(spec))
     return Candidate(decoder, (TensorSpec("ids", (1, 16), "int64"),), original=decoder)
 
 
 def export(
-    model: str, wishes: Sequence[Wish], tokenizer: Path, out: Path, calibration: str | None = None
+    model: str, wishes: Sequence[Wish], tokenizer: Path | None, out: Path, calibration: str | None = None
 ) -> list[dict[str, Any]]:
     """One artifact for each wish, with tokenizer and manifest beside it; `path`, `size_bytes`, `check`.
+
+    `tokenizer`: tokenizer.json or its folder; None where MODEL is a folder that holds it.
 
     Raises a branch of EdgecompError before any work where it can.
     """
     files.check_writable(out)
     suffixes = [w.suffix for w in wishes]
-    text = Text.read(tokenizer)
+    if tokenizer is None and not models.is_folder(model):
+        raise InputError("no tokenizer given; say where tokenizer.json is with --tokenizer")
+    text = Text.read(Path(model) if tokenizer is None else tokenizer)
     source = open_data(calibration) if calibration else None
     if source is None and any(w.storage != "float32" for w in wishes):
         raise InputError("a cache of int8 or int4 needs calibration text for its scales; give --calib")
@@ -104,7 +113,7 @@ def _one(
     write = registry.load("decoders", registry.format_of(wish.target))
     artifact = write(
         candidate, decided, path, target=wish.target, room=wish.room, chunk=wish.chunk,
-        storage=wish.storage, scales=scales,
+        storage=wish.storage, scales=scales, activations=wish.activations,
     )  # fmt: skip
     manifest.write(artifact)
     ends = text.ends()

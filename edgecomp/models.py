@@ -1,7 +1,8 @@
 """Models by their spec, and checkpoints that bring a compressed model back.
 
 MODEL is `path/to/file.py:callable`, `package.module:callable` (the callable returns an `nn.Module`), a
-`.pt2` file (torch.export), or a checkpoint that edgecomp wrote.
+`.pt2` file (torch.export), the folder of a causal model (config.json and its weights), or a checkpoint that
+edgecomp wrote.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgecomp.errors import EdgecompError, ModelError
+from edgecomp.errors import EdgecompError, MissingError, ModelError
 from edgecomp.graph.capture import check_finite
 from edgecomp.spec import DataSource, TensorSpec
 
 _LAYOUTS = {4: "NCHW", 2: "NC"}
-_WAY_OUT = "give path/to/file.py:callable, package.module:callable, or a .pt2 file"
+_WAY_OUT = "give path/to/file.py:callable, package.module:callable, a .pt2 file, or a model's folder"
 
 
 def load_model(spec: str, weights: Path | None = None) -> nn.Module:
@@ -51,6 +52,8 @@ def _module(spec: str) -> nn.Module:
     path, _, attribute = spec.rpartition(":")
     if spec.endswith(".pt2"):
         return _exported(Path(spec))
+    if is_folder(spec):
+        return _from_folder(Path(spec))
     if path.endswith(".py"):
         return _built(_module_from_file(Path(path)), attribute, spec)
     if path and all(part.isidentifier() for part in path.split(".")):
@@ -58,10 +61,26 @@ def _module(spec: str) -> nn.Module:
     raise ModelError(f"model {spec!r} is not a model that edgecomp can load; {_WAY_OUT}")
 
 
+def is_folder(spec: str) -> bool:
+    """True for the folder of a model of transformers."""
+    return (Path(spec) / "config.json").is_file()
+
+
+def _from_folder(folder: Path) -> nn.Module:
+    try:
+        loading = importlib.import_module("edgecomp.language.folder")
+    except ModuleNotFoundError as error:
+        raise MissingError(
+            f"{folder} needs {error.name}, which is not installed: pip install transformers"
+        ) from error
+    module: nn.Module = loading.load(folder)
+    return module
+
+
 def resolved(spec: str) -> str:
     """MODEL with the file's path made absolute, so that a checkpoint can name it from any folder."""
     path, colon, attribute = spec.rpartition(":")
-    if spec.endswith(".pt2"):
+    if spec.endswith(".pt2") or is_folder(spec):
         return str(Path(spec).resolve())
     if path.endswith(".py"):
         return f"{Path(path).resolve()}{colon}{attribute}"

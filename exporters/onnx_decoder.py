@@ -21,12 +21,13 @@ from edgecomp.errors import InputError
 from edgecomp.exporters import onnx_int4
 from edgecomp.exporters.onnx_graph import IR_VERSION, OPSET, Builder
 from edgecomp.language.architecture import Architecture
-from edgecomp.language.cache import CacheScales, Storage, check_scales
+from edgecomp.language.cache import Activations, CacheScales, Storage, check_scales
 from edgecomp.language.decoder import Decoder, Norm
 from edgecomp.language.weights import DecoderWeights
 from edgecomp.spec import Artifact, Candidate, Data, Problem, TensorQuantization, TensorSpec
 
 _CACHE_TYPES = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8, "int4": TensorProto.UINT8}
+_LEVELS = {"int8": 4, "float": 1}
 _BITS = {"float32": 32, "int8": 8, "int4": 4}
 
 
@@ -40,18 +41,21 @@ def export(
     chunk: int = 0,
     storage: Storage = "float32",
     scales: CacheScales | None = None,
-    accuracy_level: int = 4,
+    activations: Activations = "int8",
+    accuracy_level: int | None = None,
 ) -> Artifact:
     """Write the .onnx file. `room`: tokens that the rotation tables cover. `target`: onnx-int4 or onnx-fp32.
 
-    `chunk` is for formats of fixed shape; here any number of tokens can be run at once.
+    `chunk` is for formats of fixed shape; here any number of tokens can be run at once. `activations`: of
+    4-bit weights, rounded to int8 in blocks or float; `accuracy_level`: ONNX Runtime's number for it, if set.
 
     Raises InputError when onnx-int4 has no plan of weights, or a cache of few bits has no scales.
     """
     if target == "onnx-int4" and not weights.plan:
         raise InputError("onnx-int4 needs weights in groups: run quantize-weights first")
     check_scales(storage, scales)
-    emitter = _Emitter(weights, room, storage, scales, accuracy_level)
+    level = _LEVELS[activations] if accuracy_level is None else accuracy_level
+    emitter = _Emitter(weights, room, storage, scales, level)
     model = emitter.model()
     a = weights.decoder.architecture
     draft = manifest.draft(

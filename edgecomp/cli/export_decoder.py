@@ -18,8 +18,8 @@ from edgecomp.cli.common import data_option, json_option, model_argument, out_op
 @model_argument
 @click.option("--target", "targets", multiple=True, required=True, metavar="T", help="A target; repeatable.")
 @click.option(
-    "--tokenizer", metavar="FILE", required=True, type=click.Path(path_type=Path),
-    help="tokenizer.json, or the model's folder.",
+    "--tokenizer", metavar="FILE", type=click.Path(path_type=Path),
+    help="tokenizer.json, or the model's folder; not needed where MODEL is that folder.",
 )  # fmt: skip
 @out_option("Folder of the artifacts.")
 @click.option("--room", default=1024, show_default=True, help="Tokens that the cache holds.")
@@ -28,16 +28,21 @@ from edgecomp.cli.common import data_option, json_option, model_argument, out_op
     "--cache", "storage", type=click.Choice(["float32", "int8", "int4"]), default="float32",
     show_default=True, help="How keys and values are kept.",
 )  # fmt: skip
+@click.option(
+    "--activations", type=click.Choice(["int8", "float"]), default="int8", show_default=True,
+    help="Of 4-bit weights: rounded as they run (fast), or float.",
+)  # fmt: skip
 @data_option("--calib", "Rows of token ids: the scales of an int8 or int4 cache.")
 @json_option
 def command(
     model: str,
     targets: tuple[str, ...],
-    tokenizer: Path,
+    tokenizer: Path | None,
     out: Path,
     room: int,
     chunk: int,
     storage: str,
+    activations: str,
     calib: str | None,
     json_path: str | None,
 ) -> None:
@@ -48,7 +53,10 @@ def command(
     """
     from edgecomp import decoding
 
-    wishes = [decoding.Wish(t, room, storage, min(chunk, room)) for t in targets]  # type: ignore[arg-type]
+    wishes = [
+        decoding.Wish(t, room, storage, min(chunk, room), activations)  # type: ignore[arg-type]
+        for t in targets
+    ]
     show({"artifacts": decoding.export(model, wishes, tokenizer, out, calib)}, json_path, render)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
+from typing import Any
 
 from edgecomp.errors import ModelError
 
@@ -33,21 +35,27 @@ def weight_bytes(folder: Path) -> int:
     return sum(p.stat().st_size for p in found)
 
 
-def _check_length(path: Path) -> None:
-    """The header of a .safetensors file says where its last tensor ends."""
+def elements(folder: Path) -> int:
+    """Numbers in all weights of a model's folder, of whatever type. Raises ModelError as `weight_bytes`."""
+    tensors = [v for path in sorted(folder.glob("*.safetensors")) for v in _check_length(path).values()]
+    return sum(math.prod(v["shape"]) for v in tensors)
+
+
+def _check_length(path: Path) -> dict[str, Any]:
+    """The tensors of a .safetensors file; its header says where the last one ends."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else _LARGEST_HEADER
         header = stream.read(length) if length < _LARGEST_HEADER else b""
     try:
-        facts = json.loads(header)
-        ends = [v["data_offsets"][1] for k, v in facts.items() if k != "__metadata__"]
-    except (ValueError, KeyError, TypeError) as error:
+        facts = {k: v for k, v in json.loads(header).items() if k != "__metadata__"}
+        expected = 8 + length + max((v["data_offsets"][1] for v in facts.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is damaged or cut short ({size} bytes); download it again") from error
-    expected = 8 + length + max(ends, default=0)
     if size != expected:
         raise ModelError(f"{path} has {size} bytes, its header says {expected}; download it again")
+    return facts
 
 
 def available_bytes() -> int | None:
