@@ -41,6 +41,7 @@ LIBRARIES = {
     "graph": {"numpy", "torch"},
     "compress": {"numpy", "torch"},
     "language": {"numpy", "torch", "tokenizers", "jinja2"},
+    "language/folder": {"transformers"},
     "exporters": {"numpy", "torch"},
     "exporters/tflite": {"ai_edge_litert", "flatbuffers"},
     "exporters/onnx": {"onnx"},
