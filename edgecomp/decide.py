@@ -17,6 +17,8 @@ from edgecomp.decide_judge import Judge, Quality
 from edgecomp.errors import RecipeError
 from edgecomp.spec import Candidate, Data, StepRecord
 
+_SHARES = (0.5, 0.1)
+"""Of the noise, what wider activations (and operations in float) are to leave: a half, then a tenth."""
 _CLEARLY_DB = 0.1
 """At an equal drop a method is kept when it gains more than this; less is chance."""
 
@@ -26,7 +28,8 @@ class QuantizeToBudget:
     """Quantize so that no more than `max_drop` is lost, with the cheapest of these methods that manage it.
 
     In turn: min-max ranges and nearest rounding; clipped ranges where that pays; bias correction;
-    equalization; GPTQ rounding; 16-bit activations where 8 bits cost most; training with fake
+    equalization; GPTQ rounding; 16-bit activations where 8 bits cost most; operations in float where
+    integers cost most (`allow_float`: ONNX files take them, TFLite's do not); training with fake
     quantization towards the float model (`train_epochs`; 0 leaves it out). Each starts from what was kept
     before it, and is kept itself if it loses less. `max_drop` is in points: hundredths of the task's
     metric where the evaluation data have targets, else of top-1 disagreement with the float model, else
@@ -40,6 +43,7 @@ class QuantizeToBudget:
     evaluation_samples: int = 500
     train_epochs: int = 2
     learning_rate: float = 1e-5
+    allow_float: bool = False
     exclude: tuple[str, ...] = ()
     rules: Mapping[str, Rule] = field(default_factory=dict)
     seed: int = 0
@@ -135,10 +139,14 @@ class _Search:
         yield self._change("bias correction", bias_correction="analytic")
         yield self._change("equalization", equalize=0.5)
         yield self._change("GPTQ rounding", rounding="gptq", bias_correction="auto")
-        for share in (0.5, 0.1):
+        for share in _SHARES:
             wider = self._sixteen_bits(share)
             if wider is not None:
                 yield wider
+        for share in _SHARES if self.budget.allow_float else ():
+            floats = self._floats(share)
+            if floats is not None:
+                yield floats
         if self.budget.train_epochs:
             yield self._training()
 
@@ -149,9 +157,26 @@ class _Search:
         rules = decide_bits.fewer_weight_bits(self.candidate, self.data, self.step, size_bytes)
         return self._ruled(f"4-bit weights of {len(rules)} layers, to fit {size_bytes:,} bytes", rules)
 
+    def _target(self, share: float, noise: float) -> float:
+        """The noise to aim at: a share of what there is, or of what may be where noise itself is judged."""
+        return share * min(noise, self.budget.max_drop / 100 if self.judge.of_noise else noise)
+
     def _sixteen_bits(self, share: float) -> _Method | None:
-        rules = decide_bits.wider_activations(self.best, calibration_source(self.data), share)
+        found = decide_bits.measured(self.best, calibration_source(self.data))
+        target = self._target(share, decide_bits.activation_noise(found))
+        rules = decide_bits.wider_activations(self.best, found, target)
         return self._ruled(f"16-bit activations in {len(rules)} places", rules) if rules else None
+
+    def _floats(self, share: float) -> _Method | None:
+        found = decide_bits.measured(self.best, calibration_source(self.data))
+        target = self._target(share, sum(s.noise for s in found))
+        names = decide_bits.float_operations(self.best, found, target)
+        added = tuple(n for n in names if n not in self.step.exclude)
+        if not added:
+            return None
+        exclude = (*self.step.exclude, *added)
+        step = replace(self.step, exclude=exclude)
+        return _Method(f"{len(added)} operations in float", step, {"exclude": list(exclude)})
 
     def _ruled(self, name: str, rules: Mapping[str, Rule]) -> _Method:
         step = replace(self.step, rules={**self.step.rules, **rules})

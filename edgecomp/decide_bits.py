@@ -26,14 +26,36 @@ def measured(candidate: Candidate, source: DataSource, samples: int = _SAMPLES) 
     return sensitivity.measure(candidate.module, candidate.quantization, batches)
 
 
-def wider_activations(candidate: Candidate, source: DataSource, share: float) -> dict[str, Rule]:
-    """Rules for the fewest values whose 16 bits leave `share` of the noise of all 8-bit activations.
+def activation_noise(found: Sequence[Sensitivity]) -> float:
+    """Noise power of all activations over the outputs' power, as their sensitivities add up."""
+    return sum(s.noise for s in found if s.kind == "activation")
+
+
+def wider_activations(candidate: Candidate, found: Sequence[Sensitivity], to_noise: float) -> dict[str, Rule]:
+    """Rules for the fewest values whose 16 bits leave `to_noise` of all activations' noise (`measured`).
 
     Inputs and outputs of the model keep their width (the door of the file), and so does `log_softmax`.
     """
-    found = measured(candidate, source)
-    noise = sum(s.noise for s in found if s.kind == "activation")
-    return wider.rules_for(wider.choose(candidate.module, found, share * noise))
+    return wider.rules_for(wider.choose(candidate.module, found, to_noise))
+
+
+def float_operations(candidate: Candidate, found: Sequence[Sensitivity], to_noise: float) -> tuple[str, ...]:
+    """Patterns for the operations that stay float so that `to_noise` is left of all noise.
+
+    A weight that costs most takes its layers along, an activation what gives it and what reads it: only
+    then is it not rounded. The doors of the model stay integers.
+    """
+    nodes = {n.name: n for n in candidate.module.graph.nodes}
+    left = sum(s.noise for s in found)
+    names: dict[str, None] = {}
+    for each in found:
+        if left <= to_noise:
+            break
+        left -= each.noise
+        for node in (nodes[n] for n in each.nodes):
+            around = [node] if each.kind == "weight" else [node, *node.users]
+            names.update(dict.fromkeys(f"node:{n.name}" for n in around if n.op == "call_function"))
+    return tuple(names)
 
 
 def fewer_weight_bits(candidate: Candidate, data: Data, step: Quantize, size_bytes: int) -> dict[str, Rule]:

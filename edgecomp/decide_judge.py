@@ -14,6 +14,7 @@ from edgecomp.parity.metric import Metric, infer
 from edgecomp.spec import Batch, Candidate, Data, DataSource, Preprocessing
 
 _BATCH = 64
+_NOISE = "noise power over output power"
 _LEAST = 8
 """Fewer calibration samples than this are not shared between calibration and judging."""
 
@@ -83,6 +84,11 @@ class Judge:
     said: str
 
     @property
+    def of_noise(self) -> bool:
+        """Is a drop the power of the outputs' noise itself?"""
+        return self.unit == _NOISE
+
+    @property
     def count(self) -> int:
         return len(self.reference[0])
 
@@ -96,7 +102,7 @@ class Judge:
         if metric is not None and targets is not None and metric.higher_is_better:
             value = metric.value(metric.states(outputs, targets))
             return cls(source, outputs, targets, metric, value, metric.name, said), data
-        unit = "top-1 disagreement" if _has_classes(outputs[0]) else "noise power over output power"
+        unit = "top-1 disagreement" if _has_classes(outputs[0]) else _NOISE
         return cls(source, outputs, None, None, None, unit, said), data
 
     def quality(self, candidate: Candidate) -> Quality:

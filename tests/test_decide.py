@@ -117,11 +117,58 @@ def test_a_part_holds_each_of_its_samples_once_in_any_order() -> None:
 
 def test_sixteen_bits_go_where_eight_cost_most() -> None:
     made = Quantize(rounding="nearest")(candidate(), DATA)
-    rules = decide_bits.wider_activations(made, DATA.calibration, 0.5)
+    found = decide_bits.measured(made, DATA.calibration)
+    half = decide_bits.activation_noise(found) / 2
+    rules = decide_bits.wider_activations(made, found, half)
     assert list(rules) == ["node:conv2d"] and rules["node:conv2d"].activation_bits == 16
     wide = Quantize(rounding="nearest", rules=rules)(candidate(), DATA)
     judge, _ = Judge.prepare(candidate(), DATA, 500)
     assert judge.quality(wide).sqnr_db > judge.quality(made).sqnr_db + 1
+
+
+class Regression(nn.Module):
+    """Outputs [N, 1]: nothing to classify, so that noise itself is the drop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.last = Net(), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.net(x))
+
+
+def test_a_budget_of_noise_is_what_wider_activations_aim_at() -> None:
+    given = Candidate(Regression().eval(), (TensorSpec("x", (1, 3, 8, 8)),))
+    first = QuantizeToBudget(max_drop=50.0)(given, DATA).history[-1].settings["attempts"][0]
+    step = QuantizeToBudget(max_drop=first["quality"]["drop"] / 4, train_epochs=0)
+    found = step(given, DATA)
+    methods = [a["method"] for a in found.history[-1].settings["attempts"]]
+    assert "noise power over output power" in found.history[-1].notes[0]
+    assert any("16-bit activations in" in m for m in methods)
+    assert " holds: " in found.history[-1].notes[0]
+    assert 16 in {q.spec.bits for q in found.quantization.activations.values()}
+
+
+def test_operations_stay_float_where_that_is_allowed_and_pays() -> None:
+    given = Candidate(Regression().eval(), (TensorSpec("x", (1, 3, 8, 8)),))
+    found = QuantizeToBudget(max_drop=0.0, train_epochs=0, allow_float=True)(given, DATA)
+    tried = [a for a in found.history[-1].settings["attempts"] if "in float" in a["method"]]
+    assert tried and all(p.startswith("node:") for p in tried[0]["settings"]["exclude"])
+    if tried[0]["kept"]:
+        assert found.quantization.float_nodes
+        assert any("stays float: excluded by" in n for n in found.history[-1].notes)
+
+
+def test_an_activation_takes_what_gives_and_what_reads_it_along() -> None:
+    made = Quantize(rounding="nearest")(candidate(), DATA)
+    found = decide_bits.measured(made, DATA.calibration)
+    one = [s for s in found if s.name == "conv2d"]
+    assert decide_bits.float_operations(made, one, 0.0) == ("node:conv2d", "node:hardtanh")
+    weight = [s for s in found if s.kind == "weight"][:1]
+    assert decide_bits.float_operations(made, weight, 0.0) == (f"node:{weight[0].nodes[0]}",)
+    assert decide_bits.float_operations(made, found, 1e9) == ()
+    left = Quantize(rounding="nearest", exclude=("node:conv2d", "node:hardtanh"))(candidate(), DATA)
+    assert set(left.quantization.float_nodes) == {"conv2d", "hardtanh"}
 
 
 def test_four_bit_weights_fit_a_size() -> None:
@@ -166,4 +213,6 @@ def test_the_command_prints_attempts_and_sensitivities(tmp_path: Path) -> None:
     loaded, _ = checkpoint.load(out)
     assert loaded.history[-1].name == "quantize-to-budget"
     refused = CliRunner().invoke(command, [f"{model}:make", "--size-bytes", "9", "--out", str(out)])
+    assert refused.exit_code == 2 and "--max-drop" in refused.output
+    refused = CliRunner().invoke(command, [f"{model}:make", "--allow-float", "--out", str(out)])
     assert refused.exit_code == 2 and "--max-drop" in refused.output

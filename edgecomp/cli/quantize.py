@@ -27,8 +27,13 @@ _BAR = 20
     help="Try methods, cheap ones first, until no more is lost: points of the metric, or of top-1 agreement.",
 )
 @click.option(
-    "--size-bytes", type=int, help="With --max-drop: 4-bit weights, where they cost least, until they fit."
-)
+    "--size-bytes", type=int,
+    help="With --max-drop: 4-bit weights, where they cost least, until they fit. With --groups: 2 to 8 bits.",
+)  # fmt: skip
+@click.option(
+    "--allow-float", is_flag=True,
+    help="With --max-drop: operations may stay float where integers cost most (ONNX; TFLite refuses them).",
+)  # fmt: skip
 @click.option(
     "--groups", is_flag=True, help="Weights of 4 bits in groups and float activations (quantize-weights)."
 )
@@ -37,6 +42,7 @@ def command(
     samples: int | None,
     max_drop: float | None,
     size_bytes: int | None,
+    allow_float: bool,
     groups: bool,
     sensitivity: bool,
     **facts: Any,
@@ -47,18 +53,22 @@ def command(
     Other settings of the step: --set observer=mse --set "rules={blocks.0: {activation_bits: 16}}".
 
     With --groups only weights become integers, for onnx-int4, tflite-int4 and coreml-int4; settings are then
-    such as --set method=hqq --set group_size=128 --set symmetric=false --set scaling=awq.
+    such as --set method=hqq --set group_size=128 --set symmetric=false --set scaling=awq. With --size-bytes each weight
+    gets 2, 3, 4, 6 or 8 bits, by what its rounding costs the model.
     """
     if groups and (max_drop is not None or sensitivity):
         raise click.UsageError(
             "--groups goes with neither --max-drop nor --sensitivity, which try activations"
         )
     if groups:
-        step.run("quantize-weights", facts, {"samples": samples})
+        step.run("quantize-weights", facts, {"samples": samples, "size_budget": size_bytes})
         return
     if size_bytes is not None and max_drop is None:
         raise click.UsageError("--size-bytes goes with --max-drop: say what may be lost for it")
+    if allow_float and max_drop is None:
+        raise click.UsageError("--allow-float goes with --max-drop; --set exclude=... keeps operations float")
     extra = {"samples": samples, "max_drop": max_drop, "size_bytes": size_bytes}
+    extra |= {"allow_float": True} if allow_float else {}
     name = "quantize" if max_drop is None else "quantize-to-budget"
 
     def then(result: dict[str, Any]) -> RenderableType:

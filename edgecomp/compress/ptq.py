@@ -158,8 +158,11 @@ class Quantize:
     ) -> dict[str, TensorQuantization]:
         """Weight name -> its integers; mended biases are written into the graph."""
         method = self.method()
-        bits = rules.weight_bits(graph_module, self.rules, scales.weight_nodes(graph_module))
-        if self.rounding == "nearest" and method.correction in ("none", "analytic"):
+        layers = scales.weight_nodes(graph_module)
+        bits = rules.weight_bits(graph_module, self.rules, layers)
+        others = rules.roundings(graph_module, self.rules, layers)
+        plain = self.rounding == "nearest" and method.correction in ("none", "analytic")
+        if plain and set(others.values()) <= {"nearest"}:
             weights = plan.weights(graph_module, decided, bits, self.weight_bits)
             if method.correction == "analytic":
                 few = observe.tensor_batches(source, min(self.samples, _ROUNDING_SAMPLES))
@@ -169,7 +172,7 @@ class Quantize:
         samples = list(observe.tensor_batches(source, min(self.samples, wanted)))
         seen, unseen = samples[:_ROUNDING_SAMPLES], samples[_ROUNDING_SAMPLES:]
         return rounding.round_by_inputs(
-            graph_module, seen, decided, floats, self.weight_bits, method, bits, unseen
+            graph_module, seen, decided, floats, self.weight_bits, method, bits, unseen, others
         )
 
 

@@ -81,6 +81,7 @@ class Rounder:
     bits: int
     method: Method = Method()
     bits_of: Mapping[str, int] = field(default_factory=dict)
+    rounding_of: Mapping[str, Rounding] = field(default_factory=dict)
     weights: dict[str, TensorQuantization] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
     analytic: dict[str, Tensor] = field(default_factory=dict)
@@ -115,12 +116,13 @@ class Rounder:
     def _by_inputs(
         self, name: str, layer: stream.Layer, weight: np.ndarray, spec: QuantSpec
     ) -> tuple[Tensor, Tensor | None]:
-        node, found = layer.node, sums(layer, self.method.rounding != "nearest")
+        how = self._rounding(name)
+        node, found = layer.node, sums(layer, how != "nearest")
         trained = columns.as_matrices(weight.astype(np.float64), node)
         scale = self._scales(node, name, trained, found.hessian, spec)
-        if self.method.rounding in ("gptq", "descent"):
+        if how in ("gptq", "descent"):
             integers = gptq.round_weights(trained, found.hessian, scale, spec.qmax)
-            if self.method.rounding == "descent":
+            if how == "descent":
                 integers = gptq.descend(trained, integers, found.hessian, scale, spec.qmax)
         else:
             integers = gptq.nearest(trained, scale, spec.qmax)
@@ -136,11 +138,15 @@ class Rounder:
             node, found, trained, columns.as_matrices(restored.double().numpy(), node)
         )
 
+    def _rounding(self, name: str) -> Rounding:
+        return self.rounding_of.get(name, self.method.rounding)
+
     def _scales(
         self, node: Node, name: str, trained: np.ndarray, hessian: np.ndarray, spec: QuantSpec
     ) -> np.ndarray:
-        shares = _GRID if self.method.rounding == "sequential-mse" else _CLIP_SHARES.get(spec.bits, (1.0,))
-        if self.method.rounding == "nearest":
+        how = self._rounding(name)
+        shares = _GRID if how == "sequential-mse" else _CLIP_SHARES.get(spec.bits, (1.0,))
+        if how == "nearest":
             scale = np.maximum(np.abs(trained).max(axis=2) / spec.qmax, affine.SMALLEST_SCALE)
         else:
             scale = gptq.clipped_scales(trained, hessian, spec.qmax, shares)
@@ -195,13 +201,16 @@ def round_by_inputs(
     method: Method | None = None,
     bits_of: Mapping[str, int] | None = None,
     unseen: Sequence[tuple[Tensor, ...]] = (),
+    rounding_of: Mapping[str, Rounding] | None = None,
 ) -> dict[str, TensorQuantization]:
     """Round all weights but those of layers in `floats`; mended biases are written into the graph given.
 
-    `bits_of`: weight name -> bits, where they are not `bits`. `unseen`: other samples, for a correction that
-    is checked; without them it is empirical.
+    `bits_of`, `rounding_of`: weight name -> what differs from `bits` and `method`. `unseen`: other samples,
+    for a correction that is checked; without them it is empirical.
     """
-    rounder = Rounder(graph_module, activations, floats, bits, method or Method(), bits_of or {})
+    rounder = Rounder(
+        graph_module, activations, floats, bits, method or Method(), bits_of or {}, rounding_of or {}
+    )
     stream.run(graph_module, samples, dict(activations), rounder)
     chosen: biases.Biases = rounder.biases
     if rounder.analytic and unseen:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 from torch.fx import GraphModule, Node
 
 from edgecomp.compress.observe import Observer
+from edgecomp.compress.rounding import Rounding
 from edgecomp.compress.scales import ScaleGroups
 from edgecomp.errors import InputError
 from edgecomp.graph.patterns import fused_into
@@ -25,7 +26,8 @@ class Rule:
     """What differs where a pattern matches; None keeps the global setting.
 
     `activation_bits` (8, 16) and `observer` hold for what the matching operations give; values that share a
-    scale (pooling, reshape, concatenation) change together. `weight_bits` (4, 8) holds for their weights.
+    scale (pooling, reshape, concatenation) change together. `weight_bits` (4, 8) and `rounding` hold for
+    their weights.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -33,6 +35,7 @@ class Rule:
     activation_bits: int | None = None
     weight_bits: int | None = None
     observer: Observer | None = None
+    rounding: Rounding | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("activation_bits", (8, 16)), ("weight_bits", (4, 8))):
@@ -42,6 +45,10 @@ class Rule:
         if self.observer is not None and self.observer not in get_args(Observer):
             raise InputError(
                 f"observer of a rule is {self.observer!r}; expected one of {', '.join(get_args(Observer))}"
+            )
+        if self.rounding is not None and self.rounding not in get_args(Rounding):
+            raise InputError(
+                f"rounding of a rule is {self.rounding!r}; expected one of {', '.join(get_args(Rounding))}"
             )
 
 
@@ -98,9 +105,24 @@ def by_group(graph_module: GraphModule, rules: Rules, groups: ScaleGroups, field
 
 def weight_bits(graph_module: GraphModule, rules: Rules, layers: Mapping[str, list[Node]]) -> dict[str, int]:
     """Weight name -> bits, for the weights that a rule means."""
-    found: dict[str, int] = {}
+    return _of_weights(graph_module, rules, layers, "weight_bits")
+
+
+def roundings(
+    graph_module: GraphModule, rules: Rules, layers: Mapping[str, list[Node]]
+) -> dict[str, Rounding]:
+    """Weight name -> how it is rounded, for the weights that a rule means."""
+    return _of_weights(graph_module, rules, layers, "rounding")
+
+
+def _of_weights(
+    graph_module: GraphModule, rules: Rules, layers: Mapping[str, list[Node]], field: str
+) -> dict[str, Any]:
+    """What the rules say of a weight's `field`; a later rule wins."""
+    found: dict[str, Any] = {}
     for pattern, rule in rules.items():
-        if rule.weight_bits is not None:
+        value = getattr(rule, field)
+        if value is not None:
             nodes = set(matching(graph_module, pattern, "rule"))
-            found.update({n: rule.weight_bits for n, users in layers.items() if nodes & set(users)})
+            found.update({n: value for n, users in layers.items() if nodes & set(users)})
     return found

@@ -123,3 +123,25 @@ def test_descent_lowers_the_error_that_gptq_left() -> None:
         restored = q.values.reshape(8, -1) * q.scale.astype(np.float64)[:, None]
         errors.append(float(np.square((restored - original) @ columns).sum()))
     assert errors[1] < errors[0]
+
+
+def test_a_rule_rounds_a_layers_weight_in_another_way() -> None:
+    """Plain rounding of one layer is rounding by hand; the others keep GPTQ. And the other way round."""
+    plain, best = quantized(Quantize(rounding="nearest")), quantized(Quantize())
+    one = quantized(Quantize(rules={"head": Rule(rounding="nearest")}))
+    values = {n: q.values for n, q in one.quantization.weights.items()}
+    np.testing.assert_array_equal(values["head.weight"], plain.quantization.weights["head.weight"].values)
+    np.testing.assert_array_equal(values["stem.weight"], best.quantization.weights["stem.weight"].values)
+    weight = one.original.head.weight.detach().numpy()
+    scale = np.abs(weight).max(1, keepdims=True) / 127
+    np.testing.assert_array_equal(values["head.weight"], np.rint(weight / scale))
+    other = quantized(Quantize(rounding="nearest", rules={"stem": Rule(rounding="gptq")}))
+    found = other.quantization.weights
+    np.testing.assert_array_equal(
+        found["stem.weight"].values, best.quantization.weights["stem.weight"].values
+    )
+    np.testing.assert_array_equal(
+        found["head.weight"].values, plain.quantization.weights["head.weight"].values
+    )
+    with pytest.raises(InputError, match="rounding of a rule is 'up'"):
+        Rule(rounding="up")  # type: ignore[arg-type]
