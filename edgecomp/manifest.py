@@ -7,6 +7,7 @@ and calls `describe(...)` on the finished file; the pipeline adds golden samples
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -26,9 +27,9 @@ def path_of(artifact: Path) -> Path:
 
 
 def versions(*distributions: str) -> dict[str, str]:
-    """Installed versions of edgecomp, torch and the named distributions."""
-    found = {}
-    for name in ("edgecomp", "torch", *distributions):
+    """Versions of Python, and of edgecomp, torch, NumPy and the named distributions as installed."""
+    found = {"python": platform.python_version()}
+    for name in ("edgecomp", "torch", "numpy", *distributions):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

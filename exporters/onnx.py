@@ -94,7 +94,7 @@ class OnnxExporter:
         blocks, notes = self._blocks(candidate, graph_module)
         draft = manifest.draft(
             candidate, data, path=out, target=self.target, inputs=inputs, outputs=outputs,
-            skipped=[*skipped(graph_module, plan), *notes], made_with=("onnx",),
+            skipped=[*skipped(graph_module, plan), *notes], made_with=("onnx", "onnxruntime"),
         )  # fmt: skip
         dynamic = onnx_dynamic.stored_weights(graph_module) if self.target == "onnx-dynamic" else {}
         lowering = (

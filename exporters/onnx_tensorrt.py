@@ -81,7 +81,8 @@ class TensorRTExporter:
         inputs, outputs = qdq.ends(candidate, lowering.graph_module, self.output_names)
         draft = manifest.draft(
             candidate, data, path=out, target=self.target, inputs=inputs, outputs=outputs,
-            skipped=qdq.skipped(lowering.graph_module, candidate.quantization), made_with=("onnx",),
+            skipped=qdq.skipped(lowering.graph_module, candidate.quantization),
+            made_with=("onnx", "onnxruntime"),
         )  # fmt: skip
         return qdq.write(draft, model, out)
 

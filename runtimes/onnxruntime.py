@@ -14,6 +14,7 @@ import onnxruntime as ort
 from edgecomp import manifest
 from edgecomp.errors import ArtifactError, DataError, InputError
 from edgecomp.runtimes import onnxruntime_kernels, onnxruntime_weights
+from edgecomp.runtimes.child import Opener
 from edgecomp.spec import OpPlacement, StoredWeight, TensorSpec
 
 _DTYPES = {
@@ -27,6 +28,40 @@ _DTYPES = {
     "tensor(bool)": "bool",
 }
 _ERRORS_ONLY = 3
+_LARGEST_RUN = 64 << 20
+"""Bytes of a file that is also run once in the child; a larger one is only opened there."""
+
+# Run by a fresh Python. An error is left to the process that asked, which meets it too.
+_OPEN_IN_CHILD = """
+import json, sys
+import numpy as np
+import onnxruntime as ort
+
+TYPES = {"float": "float32", "double": "float64"}
+
+def zeros(door):
+    shape = [d if isinstance(d, int) and d > 0 else 1 for d in door.shape]
+    name = door.type.removeprefix("tensor(").removesuffix(")")
+    return np.zeros(shape, TYPES.get(name, name))
+
+def open_and_run(path, providers, optimize, run, **_):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    session = ort.InferenceSession(path, options, providers=providers)
+    if run:
+        session.run(None, {door.name: zeros(door) for door in session.get_inputs()})
+
+for line in sys.stdin:
+    try:
+        open_and_run(**json.loads(line))
+    except Exception:
+        pass
+    print(flush=True)
+"""
+_OPENER = Opener(_OPEN_IN_CHILD, f"ONNX Runtime {ort.__version__}")
 
 
 @dataclass(frozen=True)
@@ -49,13 +84,22 @@ class OnnxRuntime:
         """Open an artifact. `optimize=False`: the graph as written, QDQ computed in float.
 
         That is the arithmetic of Arm and of x86 with VNNI; optimized 8-bit kernels of an x86 without VNNI
-        saturate. Raises ArtifactError when the file is missing or damaged.
+        saturate. A file that this process has not opened yet is opened and run once in a child process first.
+        Raises ArtifactError when the file is missing, damaged, or makes the runtime abort.
         """
         if threads < 1:
             raise InputError(f"threads is {threads}; expected 1 or more")
         if not path.is_file():
             raise ArtifactError(f"no artifact at {path}; expected an .onnx file")
+        self._try(path, optimize)
         return OnnxSession(path, self.providers, options(threads, optimize))
+
+    def _try(self, path: Path, optimize: bool) -> None:
+        facts = path.stat()
+        _OPENER.check(
+            str(path.resolve()), providers=list(self.providers), optimize=optimize,
+            run=facts.st_size <= _LARGEST_RUN, modified_ns=facts.st_mtime_ns, size=facts.st_size,
+        )  # fmt: skip
 
 
 def options(threads: int, optimize: bool) -> ort.SessionOptions:

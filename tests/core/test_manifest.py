@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import platform
+from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgecomp import manifest
@@ -91,3 +94,10 @@ def test_a_missing_artifact_or_manifest_is_named(written: Artifact) -> None:
     written.path.unlink()
     with pytest.raises(ArtifactError, match="no artifact at"):
         manifest.read(written.path)
+
+
+def test_versions_name_python_and_what_is_installed() -> None:
+    found = manifest.versions("onnx", "no-such-distribution")
+    assert found["python"] == platform.python_version()
+    assert found["numpy"] == np.__version__ and found["onnx"] == metadata.version("onnx")
+    assert "no-such-distribution" not in found
