@@ -19,13 +19,20 @@ MASKED = -1e9
 """Score of a position that must not be seen; finite, so that no row of a softmax becomes NaN."""
 
 
+_SMALLEST = 1e-3
+"""Divisor of a row of zeros; its square is a number of float16."""
+
 Pair = tuple[Tensor, Tensor]
 Past = Pair | Callable[[Pair], Pair] | None
 """Keys and values before the new ones; or what stores the new ones and gives all; or nothing."""
 
 
 class Norm(nn.Module):
-    """x / rms(x) * weight over the last axis (Zhang and Sennrich, 2019)."""
+    """x / rms(x) * weight over the last axis (Zhang and Sennrich, 2019).
+
+    x is divided by its largest value first: some channels of language models pass 256, and squares of these
+    are more than float16 holds, which is what Core ML computes in.
+    """
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
@@ -33,7 +40,10 @@ class Norm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.epsilon) * self.weight
+        largest = x.abs().amax(-1, keepdim=True).clamp(min=_SMALLEST)
+        y = x / largest
+        mean = (y * y).mean(-1, keepdim=True)
+        return y * torch.rsqrt(mean + self.epsilon / (largest * largest)) * self.weight
 
 
 class Attention(nn.Module):
