@@ -2,7 +2,8 @@
 
 Source of the operation: coremltools, `converters/mil/mil/ops/defs/iOS18/compression.py`. Data are int4
 or int8 [out, in], scale [out, groups] in the program's float type, offset (where a zero point is not 0) as
-the data.
+the data. Integers of 2, 3 or 6 bits are indices (`constexpr_lut_to_dense`) into one table of the integers
+themselves, whose result is the data: the bits that were decided, exactly.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from edgecomp.numerics import groupwise
 from edgecomp.spec import Problem, TensorQuantization
 
 _TYPES = {4: MIL_pb2.INT4, 8: MIL_pb2.INT8}
+_INDICES = {2: MIL_pb2.UINT2, 3: MIL_pb2.UINT3, 6: MIL_pb2.UINT6}
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,35 @@ class Planned:
             shapes = f"{list(weight.array.shape)}, not {list(decided.values.shape)}"
             return weight.problem(f"the converter changed its shape to {shapes}")
         scale, zero, _ = groupwise.in_groups(decided)
-        data_type = _TYPES[decided.spec.bits]
+        bits = decided.spec.bits
+        data_type = _TYPES.get(bits, MIL_pb2.INT8)
         inputs = {
-            "data": value_of(writer, decided.values, data_type),
             "scale": value_of(
                 writer, np.ascontiguousarray(scale, weight.array.dtype), FLOAT_TYPES[weight.array.dtype.name]
             ),
         }
         if zero.any():
             inputs["offset"] = value_of(writer, zero.astype(np.int8), data_type)
-        return [operation("constexpr_blockwise_shift_scale", const, inputs)]
+        if bits in _TYPES:
+            inputs["data"] = value_of(writer, decided.values, data_type)
+            return [operation("constexpr_blockwise_shift_scale", const, inputs)]
+        table = _table(decided.values, bits, const, writer)
+        restored = operation("constexpr_blockwise_shift_scale", const, inputs)
+        restored.inputs["data"].arguments.add().name = table.outputs[0].name
+        return [table, restored]
+
+
+def _table(values: np.ndarray, bits: int, const: Any, writer: BlobWriter) -> Any:
+    """Integers int8 [out, in] of 2, 3 or 6 bits as indices into all integers of so many bits."""
+    half = 1 << (bits - 1)
+    all_of_them = np.arange(-half, half, dtype=np.int8).reshape(1, 1, 2 * half, 1)
+    named = MIL_pb2.Operation.FromString(const.SerializeToString())
+    name = const.outputs[0].name + "_integers"
+    named.outputs[0].name = name
+    named.attributes["name"].immediateValue.tensor.strings.values[:] = [name]
+    named.outputs[0].type.tensorType.dataType = MIL_pb2.INT8
+    inputs = {
+        "indices": value_of(writer, (values.astype(np.int16) + half).astype(np.uint8), _INDICES[bits]),
+        "lut": value_of(writer, all_of_them, MIL_pb2.INT8),
+    }
+    return operation("constexpr_lut_to_dense", named, inputs)

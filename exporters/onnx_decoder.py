@@ -73,7 +73,10 @@ def _left_float(weights: DecoderWeights) -> list[Problem]:
     if not weights.plan:
         return []
     matrices = [n for n, p in weights.decoder.named_parameters() if p.dim() == 2 and n not in weights.plan]
-    return [
+    wider = [
+        p for name, q in weights.plan.items() for p in onnx_int4.widened(q, name.removesuffix(".weight"))
+    ]
+    return wider + [
         Problem("MatMul", name.removesuffix(".weight"), "the plan has no integers for it")
         for name in matrices
     ]

@@ -1,7 +1,7 @@
-"""Weights of 4 or 8 bits in blocks: MatMulNBits and GatherBlockQuantized, operators of ONNX Runtime.
+"""Weights of 2, 4 or 8 bits in blocks: MatMulNBits and GatherBlockQuantized, operators of ONNX Runtime.
 
 Source: ONNX Runtime, docs/ContribOperators.md (`com.microsoft`). A weight [N, K] is stored as bytes
-[N, blocks, block * bits / 8], two nibbles a byte, the low one first, unsigned, with zero point 2^(bits-1)
+[N, blocks, block * bits / 8], the earlier values in the lower bits, unsigned, with zero point 2^(bits-1)
 unless zero points [N, blocks * bits / 8] are given; scales [N, blocks] are float32. A head that is tied
 to the embedding reads the same bytes: the embedding sees them as a matrix.
 """
@@ -28,6 +28,8 @@ aten = torch.ops.aten
 
 DOMAIN = "com.microsoft"
 _OPSET_VERSION = 1
+_STORED = (2, 4, 8)
+"""Bits that both operators hold (ONNX Runtime 1.31.1); other widths take the next wider one."""
 _FEWEST = 256
 """A weight with fewer elements stays float: it would save nothing."""
 
@@ -58,27 +60,41 @@ def packed(q: TensorQuantization) -> Blocks:
     count = -(-inputs // size)
     if scale.shape[1] != count:
         scale, zero = (np.repeat(part, count // scale.shape[1], axis=1) for part in (scale, zero))
-    half = 1 << (q.spec.bits - 1)
+    bits = stored_bits(q)
+    half = 1 << (bits - 1)
     stored = np.full((outputs, count * size), half, np.uint8)
     stored[:, :inputs] = (q.values.astype(np.int16) + half).astype(np.uint8)
     zeros = (zero + half).astype(np.uint8)
     return Blocks(
-        _nibbles(stored, q.spec.bits).reshape(outputs, count, -1),
+        _in_bytes(stored, bits).reshape(outputs, count, -1),
         np.ascontiguousarray(scale, np.float32),
-        None if not zero.any() else _nibbles(zeros, q.spec.bits),
+        None if not zero.any() else _in_bytes(zeros, bits),
         size,
-        q.spec.bits,
+        bits,
         (outputs, inputs),
     )
 
 
-def _nibbles(values: np.ndarray, bits: int) -> np.ndarray:
+def stored_bits(q: TensorQuantization) -> int:
+    """The width that a weight takes in the file."""
+    return next(bits for bits in _STORED if bits >= q.spec.bits)
+
+
+def widened(q: TensorQuantization, module: str) -> list[Problem]:
+    """What to say where the file holds wider integers than the plan."""
+    bits = stored_bits(q)
+    if bits == q.spec.bits:
+        return []
+    told = f"{q.spec.bits} bits are stored in {bits}: ONNX Runtime's operators hold 2, 4 or 8"
+    return [Problem("MatMulNBits", module, told)]
+
+
+def _in_bytes(values: np.ndarray, bits: int) -> np.ndarray:
     """uint8 [rows, n] -> bytes [rows, ceil(n * bits / 8)]."""
-    if bits == 8:
-        return values
-    if values.shape[1] % 2:
-        values = np.pad(values, ((0, 0), (0, 1)))
-    return (values[:, 0::2] | (values[:, 1::2] << 4)).astype(np.uint8)
+    each = 8 // bits
+    values = np.pad(values, ((0, 0), (0, -values.shape[1] % each)))
+    parts = values.reshape(len(values), -1, each) << (bits * np.arange(each, dtype=np.uint8))
+    return np.bitwise_or.reduce(parts, axis=-1).astype(np.uint8)
 
 
 def store(b: Builder, name: str, q: TensorQuantization) -> tuple[Blocks, str, str, str]:
@@ -133,6 +149,7 @@ def decided(
         if given is not None:
             if name in given.weights and node.name not in given.float_nodes:
                 found[name] = given.weights[name]
+                problems += widened(found[name], module)
             else:
                 reason = given.float_nodes.get(node.name, "the plan has no integers for its weight")
                 problems.append(Problem(str(node.target), module, reason))

@@ -93,6 +93,7 @@ def read(
         return Weight(name, array, axis)
     found = _planned_weight_only(ctx, name, axis, wanted, four, blocks)
     if found is not None:
+        _note_wider(ctx, node, name, found)
         return _without_lowest(ctx, node, found)
     planned = ctx.stored_plan.weights.get(name) if ctx.stored_plan is not None else None
     if planned is not None and planned.spec.bits > 4 and wanted == 4:
@@ -108,6 +109,12 @@ def read(
             ctx, node, "8 bits: 4 need a linear layer with a multiple of group_size inputs, or a 4-bit plan"
         )
     return per_channel(name, array, axis, 8)
+
+
+def _note_wider(ctx: Lowering, node: Node, name: str, weight: Weight) -> None:
+    bits = ctx.stored_plan.weights[name].spec.bits if ctx.stored_plan is not None else weight.bits
+    if bits != weight.bits:
+        _note(ctx, node, f"{bits} bits are stored in {weight.bits}: TFLite holds 4 or 8")
 
 
 def _without_lowest(ctx: Lowering, node: Node, weight: Weight) -> Weight:

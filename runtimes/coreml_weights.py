@@ -8,16 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from edgecomp.runtimes.coreml_package import Operation, Package
+from edgecomp.runtimes.coreml_package import Name, Operation, Package
 from edgecomp.spec import StoredWeight
 
 FEWEST = 256
 
 
 def read(package: Package) -> list[StoredWeight]:
-    """Every weight of the program, in its order."""
-    found = [_stored(o) for o in package.main.walk() if o.type == "const" or o.type.startswith("constexpr_")]
-    return [w for w in found if w is not None and w.elements >= FEWEST]
+    """Every weight of the program, in its order; integers and the scales that restore them are one."""
+    found: dict[str, StoredWeight] = {}
+    for operation in package.main.walk():
+        if operation.type != "const" and not operation.type.startswith("constexpr_"):
+            continue
+        made = _stored(operation)
+        if made is None:
+            continue
+        used = [p.value for values in operation.inputs.values() for p in values if isinstance(p, Name)]
+        for integers in (found[n] for n in used if n in found and found[n].elements == made.elements):
+            del found[integers.name]
+            made = StoredWeight(made.name, made.elements, integers.dtype, made.bytes + integers.bytes)
+        found[made.name] = made
+    return [w for w in found.values() if w.elements >= FEWEST]
 
 
 def _stored(operation: Operation) -> StoredWeight | None:

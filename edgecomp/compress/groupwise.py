@@ -1,4 +1,4 @@
-"""Weights of four (or eight) bits in groups: one decision for every target that stores it."""
+"""Weights of 2 to 8 bits in groups: one decision for every target that stores it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgecomp import progress
-from edgecomp.compress import group_scaling, group_stream, group_work, observe, rules
+from edgecomp.compress import group_bits, group_scaling, group_stream, group_work, observe, rules
 from edgecomp.compress.ptq import example_inputs
 from edgecomp.errors import DataError, InputError, ModelError
 from edgecomp.graph import capture, constants
@@ -28,6 +28,7 @@ aten = torch.ops.aten
 Method = Literal["rtn", "hqq", "gptq"]
 _FLOAT_BITS = 32
 _NOTE_EVERY_S = 15.0
+_SENSITIVITY_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class QuantizeWeights:
     scales input channels first; needs data. `embedding_bits`: 4, 8, or 32 (float); a head tied to the
     embedding shares its integers. `exclude`: patterns of module names (or `type:linear`) that stay float.
     `work`: a folder that keeps each layer's decision, so that an interrupted run goes on.
+    `size_budget`: bytes that all these weights may take, scales of 16 bits included; every weight then gets
+    one of `widths` bits, by what its rounding costs (`group_bits`; needs data). `error_budget`: the same by a
+    limit on the predicted cost, with the fewest bytes: nats a token for a language model (twice the KL
+    divergence), else the squared error of the outputs.
     """
 
     method: Method = "gptq"
@@ -54,26 +59,46 @@ class QuantizeWeights:
     samples: int = 64
     exclude: tuple[str, ...] = ()
     work: Path | None = None
+    size_budget: int | None = None
+    error_budget: float | None = None
+    widths: tuple[int, ...] = group_bits.WIDTHS
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise InputError(f"method is {self.method!r}; expected one of {', '.join(get_args(Method))}")
-        if self.bits not in (4, 8):
-            raise InputError(f"bits is {self.bits}; expected 4 or 8")
+        if self.bits not in group_bits.WIDTHS:
+            raise InputError(f"bits is {self.bits}; expected 2, 3, 4, 6 or 8")
         if self.group_size is not None and self.group_size not in groupwise.SIZES:
             raise InputError(
                 f"group_size is {self.group_size}; expected 16, 32, 64, 128, or none (one scale an output)"
             )
         if self.scaling not in ("none", "awq"):
             raise InputError(f"scaling is {self.scaling!r}; expected none or awq")
-        if self.embedding_bits not in (4, 8, _FLOAT_BITS):
-            raise InputError(f"embedding_bits is {self.embedding_bits}; expected 4, 8, or 32 (float)")
+        if self.embedding_bits not in (*group_bits.WIDTHS, _FLOAT_BITS):
+            raise InputError(
+                f"embedding_bits is {self.embedding_bits}; expected 2, 3, 4, 6, 8, or 32 (float)"
+            )
+        self._check_budget()
         if self.samples < 1:
             raise InputError(f"samples is {self.samples}; expected at least 1")
 
+    def _check_budget(self) -> None:
+        if not self.widths or not set(self.widths) <= set(group_bits.WIDTHS):
+            raise InputError(f"widths is {list(self.widths)}; expected some of 2, 3, 4, 6, 8")
+        if self.size_budget is not None and self.error_budget is not None:
+            raise InputError("size_budget and error_budget are both set; give one of them")
+        for name, value in (("size_budget", self.size_budget), ("error_budget", self.error_budget)):
+            if value is not None and value <= 0:
+                raise InputError(f"{name} is {value}; expected more than 0")
+
+    @property
+    def mixed(self) -> bool:
+        """Is there a budget that widths are chosen under?"""
+        return self.size_budget is not None or self.error_budget is not None
+
     @property
     def needs_data(self) -> bool:
-        return self.method == "gptq" or self.scaling == "awq"
+        return self.method == "gptq" or self.scaling == "awq" or self.mixed
 
     def __call__(self, candidate: Candidate, data: Data) -> Candidate:
         """A candidate whose module is the canonical float graph and whose plan holds the integers.
@@ -85,13 +110,15 @@ class QuantizeWeights:
         if self.needs_data and (source is None or len(source) == 0):
             raise DataError(
                 f"method {self.method!r} with scaling {self.scaling!r} needs calibration data: give "
-                "--calib, or data.calibration in the recipe; rtn and hqq without scaling need none"
+                "--calib, or data.calibration in the recipe; rtn and hqq without scaling or budget need none"
             )
         graph_module = capture(candidate.module, example_inputs(candidate))
         floats = rules.excluded(graph_module, self.exclude)
         chooser = Chooser(graph_module, self, floats)
         if self.needs_data and source is not None:
-            chooser.by_inputs(list(observe.tensor_batches(source, self.samples)))
+            samples = list(observe.tensor_batches(source, self.samples))
+            chooser.choose_widths(samples)
+            chooser.by_inputs(samples)
         else:
             chooser.by_weights()
         quantization = QuantizationPlan({}, chooser.decided, {**chooser.left_float(), **floats})
@@ -122,6 +149,7 @@ class Chooser:
     decided: dict[str, TensorQuantization] = field(default_factory=dict)
     restored: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     noted: float = field(default_factory=time.monotonic)
 
@@ -156,6 +184,25 @@ class Chooser:
             elif _is_table(node) and not self._embeds:
                 found[node.name] = "embedding_bits is 32"
         return found
+
+    def choose_widths(self, samples: list[tuple[Tensor, ...]]) -> None:
+        """Under a budget: the bits of every weight, by what its rounding costs on some of the samples."""
+        settings = self.settings
+        if not settings.mixed:
+            return
+        layers, few = [*self.linears, *self.tables], samples[:_SENSITIVITY_SAMPLES]
+        curvatures, tokens = group_bits.measured(self.graph_module, layers, few)
+        options = {}
+        for name, value in self._weights().items():
+            if name in self.table_names and not self._embeds or name not in curvatures:
+                continue
+            group = groupwise.group_for(value.shape[1], settings.group_size)
+            options[name] = group_bits.choices(
+                value, curvatures[name], settings.widths, settings.symmetric, group, settings.narrow
+            )
+        chosen = group_bits.allocated(options, settings.size_budget, settings.error_budget)
+        self.widths = {name: choice.bits for name, choice in chosen.items()}
+        self.notes["widths"] = group_bits.told(chosen, tokens)
 
     def by_weights(self) -> None:
         """Without data: every weight alone."""
@@ -197,10 +244,11 @@ class Chooser:
             return self._alone(value, grid)
         if name in self.table_names:  # the same rows are also added up as embeddings, error by error
             hessian = hessian + np.eye(len(hessian)) * np.trace(hessian) / len(hessian)
-        known = self.store.get(name, value, hessian)
+        kept = f"{name}:{grid.bits}"
+        known = self.store.get(kept, value, hessian)
         if known is None:
             known = group_gptq.rounded(value, hessian, grid)
-            self.store.put(name, value, hessian, known)
+            self.store.put(kept, value, hessian, known)
         return known
 
     def _scale(
@@ -257,6 +305,7 @@ class Chooser:
         """The grid of a weight, None for one that stays float; a group size that does not divide is noted."""
         table = name in self.table_names
         bits = self.settings.embedding_bits if table else self.settings.bits
+        bits = self.widths.get(name, bits)
         if bits == _FLOAT_BITS:
             return None
         asked = self.settings.group_size

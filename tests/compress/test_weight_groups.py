@@ -174,7 +174,7 @@ def test_an_interrupted_run_goes_on_with_the_same_result(tmp_path: Path, monkeyp
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    for wrong in ({"method": "best"}, {"bits": 5}, {"group_size": 48}, {"samples": 0}, {"embedding_bits": 3}):
+    for wrong in ({"method": "best"}, {"bits": 5}, {"group_size": 48}, {"samples": 0}, {"embedding_bits": 5}):
         with pytest.raises(InputError, match=f"{next(iter(wrong))} is"):
             QuantizeWeights(**wrong)
 

@@ -46,3 +46,16 @@ def test_a_layer_that_the_plan_leaves_float_is_listed(tmp_path: Path) -> None:
         (p.module, p.reason) for p in artifact.skipped
     ]
     np.testing.assert_allclose(run(artifact), expected(candidate, ids()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits, symmetric", [(2, True), (3, False), (6, True)])
+def test_every_width_is_stored_as_it_is(tmp_path: Path, bits: int, symmetric: bool) -> None:
+    """Indices into a table of integers, whose scales restore them: no width takes a wider one."""
+    candidate = in_groups(text_candidate(), bits=bits, embedding_bits=bits, symmetric=symmetric)
+    artifact = export(candidate, tmp_path / "m.mlpackage")
+    session = CoreMLRuntime().open(artifact.path)
+    found = session.run([ids().astype(np.int32)])[0]
+    np.testing.assert_allclose(found, expected(candidate, ids()), rtol=1e-4, atol=1e-4)
+    stored = {w.name: w.bits for w in session.stored_weights() if "down" in w.name or "gate" in w.name}
+    assert len(stored) == 2
+    assert all(bits < b <= bits + 1 + (0 if symmetric else 0.5) for b in stored.values())

@@ -112,3 +112,26 @@ def test_settings_are_checked() -> None:
         OnnxExporter("onnx-int4", group_size=48)
     with pytest.raises(InputError, match="accuracy_level is 7"):
         OnnxExporter("onnx-int4", accuracy_level=7)
+
+
+@pytest.mark.parametrize("bits, stored", [(2, 2), (3, 4), (6, 8)])
+def test_a_width_that_the_file_cannot_hold_takes_the_next_wider(
+    tmp_path: Path, bits: int, stored: int
+) -> None:
+    candidate = in_groups(text_candidate(), bits=bits, embedding_bits=bits)
+    exporter = OnnxExporter("onnx-int4", accuracy_level=1)
+    artifact = exporter.export(candidate, Data(), tmp_path / "m.onnx")
+    session = OnnxRuntime().open(artifact.path)
+    reference = expected(candidate, ids())
+    np.testing.assert_allclose(
+        session.run([ids()])[0], reference, rtol=1e-3, atol=1e-4 * np.abs(reference).max()
+    )
+    wider = [p.reason for p in artifact.skipped if f"are stored in {stored}" in p.reason]
+    assert bool(wider) == (bits != stored)
+    found = {w.name: w.bits for w in session.stored_weights() if "down" in w.name}
+    assert found and all(stored <= b <= stored + 1 for b in found.values())
+
+
+def test_two_bits_are_packed_four_to_a_byte() -> None:
+    packed = onnx_int4._in_bytes(np.array([[0, 1, 2, 3, 3]], np.uint8), 2)
+    assert packed.tobytes() == bytes([0b11100100, 0b00000011])

@@ -89,7 +89,12 @@ def test_halves_of_a_row_share_bytes() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"group_size": 16}, {"symmetric": False}, {"group_size": None, "symmetric": False}, {"bits": 8}],
+    [
+        {"group_size": 16},
+        {"symmetric": False},
+        {"group_size": None, "symmetric": False},
+        {"bits": 8},
+    ],  # fmt: skip
 )
 @pytest.mark.parametrize("optimize", [True, False])
 def test_with_float_activations_every_plan_is_stored_and_computed_as_it_is(
@@ -117,3 +122,13 @@ def test_float_activations_are_a_setting_of_four_bits() -> None:
         TFLiteExporter("tflite-int4", activations="int16")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="a setting of tflite-int4, not of tflite-fp32"):
         TFLiteExporter("tflite-fp32", activations="float")
+
+
+@pytest.mark.parametrize("bits, stored", [(3, 4), (6, 8)])
+def test_other_widths_take_the_next_wider_and_are_listed(tmp_path: Path, bits: int, stored: int) -> None:
+    candidate = in_groups(text_candidate(), bits=bits)
+    exporter = TFLiteExporter("tflite-int4", activations="float")
+    artifact = exporter.export(candidate, Data(), tmp_path / "m.tflite")
+    found, reference = run(artifact), expected(candidate, ids())
+    np.testing.assert_allclose(found, reference, atol=2e-5 * np.abs(reference).max())
+    assert any(f"{bits} bits are stored in {stored}" in p.reason for p in artifact.skipped)
