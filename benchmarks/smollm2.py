@@ -170,7 +170,7 @@ def speed(arguments: argparse.Namespace, decoder: Decoder, rows: np.ndarray, fol
 def small_cache(
     arguments: argparse.Namespace, decoder: Decoder, streams: Any, rows: np.ndarray, folder: Path
 ) -> dict[str, Any]:
-    """Perplexity of 2,048 tokens of each text with float32, int8 and int4 caches; bytes of each cache."""
+    """Perplexity of 2,048 tokens of each text, and of their beginnings, with each cache; its bytes."""
     begun = Candidate(decoder, (TensorSpec("ids", (1, ROW), "int64"),), original=decoder)
     decided = weights.of(begun)
     samples = [torch.from_numpy(r)[None] for r in rows]
@@ -189,7 +189,8 @@ def small_cache(
             logits = [session.step(ids[i : i + 64]) for i in range(0, 2048, 64)]
             scores = torch.from_numpy(np.concatenate(logits)[:-1])
             loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(ids[1:]), reduction="none")
-            places = {"all": slice(None), "last 512": slice(-512, None)}
+            places = {f"first {n}": slice(None, n) for n in (512, 1024)}
+            places |= {"all": slice(None), "last 512": slice(-512, None)}
             found[name] = {k: float(loss[s].mean().exp()) for k, s in places.items()}
         result[storage] = {"perplexity": found, "cache_bytes": session.cache_bytes}
         print(storage, json.dumps(result[storage]), flush=True)
