@@ -146,7 +146,9 @@ def _above_zero(ctx: Lowering, node: Node, source: Any, divisor: Tensor) -> Tens
     if quant is None or divisor.data is not None:
         return divisor
     zero, limits = int(quant.zero_point[0]), np.iinfo(divisor.dtype)
-    if zero != limits.min and not _is_never_negative(source):
+    decided = ctx.quant_of(source) if isinstance(source, Node) else None
+    narrow = decided is not None and decided.dtype == "int8" and int(decided.zero_point[0]) == -128
+    if zero != limits.min and not narrow and not _is_never_negative(source):
         raise Unsupported(
             "integer kernels fail on a divisor of zero, and this one can be; "
             "exclude its module from quantization"

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch.fx import GraphModule
+import torch
+from torch.fx import GraphModule, Node
 
 from edgecomp.compress import sensitivity
 from edgecomp.compress.rules import Rule
@@ -22,17 +23,22 @@ def choose(graph_module: GraphModule, found: Sequence[Sensitivity], to_noise: fl
     """The fewest 8-bit values that must have 16 bits for the noise of all activations to sum to `to_noise`.
 
     `found`: sensitivities of a plan (weights among them do not count). Inputs and outputs of the model keep
-    their width (the door of the file), and so does `log_softmax`. Where `to_noise` is out of reach, all that
+    their width (the door of the file), and so do `log_softmax` and divisors, whose 8 bits tell that they are
+    never negative (16 are symmetric). Where `to_noise` is out of reach, all that
     can be widened is.
     """
     noises = [s for s in found if s.kind == "activation"]
     outputs = {n.name for n in graph_module.graph.find_nodes(op="output")[0].all_input_nodes}
     inside = {n.name for n in graph_module.graph.nodes if _has_16(n.op, n.target)}
-    movable = [
-        s for s in noises if s.bits == 8 and inside.issuperset(s.nodes) and outputs.isdisjoint(s.nodes)
-    ]
+    kept = outputs | _divisors(graph_module)
+    movable = [s for s in noises if s.bits == 8 and inside.issuperset(s.nodes) and kept.isdisjoint(s.nodes)]
     fixed = sum(s.noise for s in noises) - sum(s.noise for s in movable)
     return sensitivity.worst(movable, "activation", to_noise - fixed)
+
+
+def _divisors(graph_module: GraphModule) -> set[str]:
+    divisions = (n for n in graph_module.graph.nodes if n.target is torch.ops.aten.div.Tensor)
+    return {n.args[1].name for n in divisions if isinstance(n.args[1], Node)}
 
 
 def _has_16(op: str, target: object) -> bool:
