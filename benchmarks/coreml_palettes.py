@@ -1,12 +1,14 @@
 """EfficientNet-Lite0 as 4-bit Core ML palettes within 3.2 MB, beside coremltools' palettize_weights.
 
-    python benchmarks/coreml_palettes.py [--images 100] [--samples 48] [--contender NAME] [--json PATH]
+    python benchmarks/coreml_palettes.py [--images 100] [--samples 48] [--contender NAME] [--pictures skimage]
+                                         [--json PATH]
 
 Contenders, one after another in this process, from the float torch model to a package: ours with
 `size: 3.2MB`; coremltools 9.0 with k-means, one palette per tensor, and one for each output channel (iOS 18).
 Calibration (ours): crops of scikit-image's pictures, no labels. Figures are those of our Linux executor
-against the float model on crops of foolbox's ImageNet pictures; seconds are of this process's CPU time and
-of the clock.
+against the float model on crops of foolbox's ImageNet pictures, or with `--pictures skimage` on other crops
+of the pictures that calibrated (textures, microscopy, a page: top scores lie close together). Seconds are of
+this process's CPU time and of the clock.
 """
 
 from __future__ import annotations
@@ -93,6 +95,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--samples", type=int, default=48, help="calibration crops")
     parser.add_argument("--contender", action="append", choices=("ours", "tensor", "channel"))
+    parser.add_argument("--pictures", choices=("foolbox", "skimage"), default="foolbox")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -104,7 +107,12 @@ def main() -> None:
         "tensor": ("coremltools, a palette per tensor", lambda: coremltools_by(None)),
         "channel": ("coremltools, a palette per channel", lambda: coremltools_by(1)),
     }
-    images, calibration = photos.evaluation(options.images), photos.calibration(options.samples)
+    calibration = photos.calibration(options.samples)
+    if options.pictures == "foolbox":
+        images = photos.evaluation(options.images)
+    else:
+        data = photos.folder_of("skimage") / "data"
+        images = photos.crops([data / name for name in photos.SKIMAGE], options.images, seed=5)
     rows = []
     print("| contender | MB | seconds (CPU) | SQNR dB | top-1 |\n| --- | --- | --- | --- | --- |", flush=True)
     for name in options.contender or list(contenders):
