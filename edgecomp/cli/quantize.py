@@ -53,8 +53,8 @@ def command(
     Other settings of the step: --set observer=mse --set "rules={blocks.0: {activation_bits: 16}}".
 
     With --groups only weights become integers, for onnx-int4, tflite-int4 and coreml-int4; settings are then
-    such as --set method=hqq --set group_size=128 --set symmetric=false --set scaling=awq. With --size-bytes each weight
-    gets 2, 3, 4, 6 or 8 bits, by what its rounding costs the model.
+    such as --set method=hqq --set group_size=128 --set symmetric=false --set scaling=awq. With
+    --size-bytes each weight gets 2, 3, 4, 6 or 8 bits, by what its rounding costs the model.
     """
     if groups and (max_drop is not None or sensitivity):
         raise click.UsageError(
