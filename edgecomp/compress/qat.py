@@ -42,8 +42,8 @@ class QuantizeAwareTraining(Training):
     labels. `teacher`: the float model that is quantized, or the `original` that the chain started from, which
     was not pruned. `loss`: regression on its outputs (Ba and Caruana, NeurIPS 2014), or logits softened by
     `temperature` (Hinton et al. 2015). Training starts from the ranges of
-    post-training calibration (`observer`, `samples`). `rounding`, `equalize`, `rules` and `exclude` as in
-    `quantize`; with another rounding than "nearest" the trained weights start from its integers.
+    post-training calibration (`observer`, `samples`). `rounding`, `equalize`, `rules`, `activation_sqnr_db` and
+    `exclude` as in `quantize`; with another rounding than "nearest" the trained weights start from its integers.
     """
 
     epochs: int = 4
@@ -60,6 +60,7 @@ class QuantizeAwareTraining(Training):
     rounding: Rounding = "nearest"
     equalize: float = 0.0
     rules: Mapping[str, Rule] = field(default_factory=dict)
+    activation_sqnr_db: float | None = None
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -79,6 +80,7 @@ class QuantizeAwareTraining(Training):
             rules=self.rules,
             weight_bits=self.weight_bits,
             activation_bits=self.activation_bits,
+            activation_sqnr_db=self.activation_sqnr_db,
             exclude=self.exclude,
         )
 
@@ -95,7 +97,8 @@ class QuantizeAwareTraining(Training):
         student = _Student(learner)
         notes = fit(student, data.train, self, self._objective(candidate))
         module, quantization = finished(start.module, student.graph_module, start.quantization)
-        record = StepRecord("qat", "quantize", asdict(self), notes)
+        calibrated = start.history[-1].notes if self.activation_sqnr_db is not None else ()
+        record = StepRecord("qat", "quantize", asdict(self), (*notes, *calibrated))
         history = (*candidate.history, record)
         return replace(start, module=module, quantization=quantization, history=history)
 

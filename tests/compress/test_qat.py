@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -124,6 +125,18 @@ def test_trained_scales_reach_both_artifacts(tmp_path: Path) -> None:
     ours = door.run_float(OnnxRuntime().open(written.path, optimize=False), [fresh])[0]
     theirs = door.run_float(LiteRTRuntime().open(small.path), [fresh])[0]
     assert np.abs(ours - theirs).max() <= float(last.scale) * 1.01
+
+
+def test_training_starts_from_activations_widened_to_a_given_noise() -> None:
+    torch.manual_seed(3)
+    candidate, data, fresh = setting(Net(), 3, 16, 16)
+    common: dict[str, Any] = {"alpha": 1.0, "epochs": 2, "batch_size": 32, "learning_rate": 1e-4}
+    narrow = QuantizeAwareTraining(**common)(candidate, data)
+    wide = QuantizeAwareTraining(**common, activation_sqnr_db=60.0)(candidate, data)
+    assert wide.quantization is not None
+    assert {q.spec.bits for q in wide.quantization.activations.values()} == {8, 16}
+    assert quality(wide, candidate.module, fresh) > quality(narrow, candidate.module, fresh) + 1
+    assert any(note.startswith("16-bit activations in") for note in wide.history[-1].notes)
 
 
 def test_original_is_left_alone_and_labels_are_used() -> None:
