@@ -41,9 +41,9 @@ class QuantizeAwareTraining(Training):
     `alpha`: share of the loss that is distillation (1: no labels are needed), the rest is the task's loss on
     labels. `teacher`: the float model that is quantized, or the `original` that the chain started from, which
     was not pruned. `loss`: regression on its outputs (Ba and Caruana, NeurIPS 2014), or logits softened by
-    `temperature` (Hinton et al. 2015). Training starts from the ranges of
-    post-training calibration (`observer`, `samples`). `rounding`, `equalize`, `rules`, `activation_sqnr_db` and
-    `exclude` as in `quantize`; with another rounding than "nearest" the trained weights start from its integers.
+    `temperature` (Hinton et al. 2015). Training starts from the ranges of post-training calibration
+    (`observer`, `samples`). `rounding`, `equalize`, `rules`, `activation_sqnr_db` and `exclude` as in
+    `quantize`; with another rounding than "nearest" the trained weights start from its integers.
     """
 
     epochs: int = 4
