@@ -94,6 +94,31 @@ def ours(
     return prepare
 
 
+def taught(target: str) -> Callable[[], Callable[[nn.Module, np.ndarray, Path], None]]:
+    """Activations of 16 bits where 8 cost most, then 400 unlabelled crops with the float model as teacher."""
+
+    def prepare() -> Callable[[nn.Module, np.ndarray, Path], None]:
+        import photos
+
+        from edgecomp import registry
+
+        exporter = registry.load("exporters", target)(target=target)
+        step = registry.load("steps", "qat")(
+            epochs=1, batch_size=8, learning_rate=5e-6, alpha=1.0, validation=0.0, samples=128,
+            observer="output", rounding="gptq", activation_sqnr_db=WIDE["activation_sqnr_db"],
+        )  # fmt: skip
+        paths = [photos.folder_of("skimage") / "data" / name for name in photos.SKIMAGE]
+        train = Crops(photos.crops(paths, 400, seed=7))
+
+        def work(model: nn.Module, calibration: np.ndarray, path: Path) -> None:
+            data = Data(train=train, calibration=Crops(calibration))
+            exporter.export(step(Candidate(model, (INPUT,)), data), data, path)
+
+        return work
+
+    return prepare
+
+
 def prepared_onnx(model: nn.Module, folder: Path) -> Path:
     """The float model as a file, after ONNX Runtime's pre-processing for quantization."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -172,6 +197,7 @@ def coremltools_palettes() -> Callable[[nn.Module, np.ndarray, Path], None]:
     return work
 
 
+WIDE = {"activation_sqnr_db": 32.0}
 CONTENDERS = {
     "edgecomp-onnx": Contender("edgecomp onnx-qdq", ".onnx", ours("onnx-qdq", {})),
     "edgecomp-plain": Contender(
@@ -185,6 +211,12 @@ CONTENDERS = {
         ours("onnx-qdq", {"rounding": "nearest", "observer": "minmax", "bias_correction": "none"}),
     ),
     "edgecomp-tflite": Contender("edgecomp tflite-int8", ".tflite", ours("tflite-int8", {})),
+    "edgecomp-wide": Contender("edgecomp onnx-qdq, wide activations", ".onnx", ours("onnx-qdq", WIDE)),
+    "edgecomp-wide-tflite": Contender(
+        "edgecomp tflite-int8, wide activations", ".tflite", ours("tflite-int8", WIDE)
+    ),
+    "edgecomp-qat": Contender("edgecomp onnx-qdq, wide, QAT", ".onnx", taught("onnx-qdq")),
+    "edgecomp-qat-tflite": Contender("edgecomp tflite-int8, wide, QAT", ".tflite", taught("tflite-int8")),
     "onnxruntime": Contender("ONNX Runtime quantize_static U8S8", ".onnx", onnxruntime_static),
     "aimet-minmax": Contender("AIMET-ONNX, min-max", ".onnx", aimet("min_max")),
     "aimet-sqnr": Contender("AIMET-ONNX, ranges by SQNR", ".onnx", aimet("tf_enhanced")),
