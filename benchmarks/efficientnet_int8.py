@@ -197,7 +197,7 @@ def coremltools_palettes() -> Callable[[nn.Module, np.ndarray, Path], None]:
     return work
 
 
-WIDE = {"activation_sqnr_db": 32.0}
+WIDE = {"activation_sqnr_db": 34.0}
 CONTENDERS = {
     "edgecomp-onnx": Contender("edgecomp onnx-qdq", ".onnx", ours("onnx-qdq", {})),
     "edgecomp-plain": Contender(
