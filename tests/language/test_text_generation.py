@@ -284,3 +284,25 @@ def test_every_supported_kind_has_a_tiny_model() -> None:
         "qwen2",
         "gemma",
     }
+
+
+def test_speed_and_memory_by_context(model: str, tmp_path: Path) -> None:
+    decoding.export(model, [decoding.Wish("onnx-fp32", room=96)], tmp_path, tmp_path / "out")
+    artifact = tmp_path / "out" / "onnx-fp32.onnx"
+    words = ["--measure", "--context", 8, "--context", 64, "--context", 4096]
+    code, out = run("generate", artifact, *words, "--json", tmp_path / "speed.json")
+    assert code == 0, out
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert found["room"] == 96 and found["cache"] == "float32"
+    short, longer, beyond = found["contexts"]
+    assert short["context"] == 8 and longer["context"] == 64
+    assert all(row["first_token_s"] > 0 and row["decode_ms"] > 0 for row in (short, longer))
+    assert longer["prefill_tokens_per_s"] == pytest.approx(64 / longer["first_token_s"])
+    assert beyond["decode_ms"] is None and beyond["peak_rss_bytes"] is None
+    assert beyond["reason"] == "the cache holds 96 tokens, not 4112"
+    code, out = run("generate", artifact, *words)
+    assert code == 0 and "the cache holds 96 tokens" in out
+    code, out = run("generate", artifact)
+    assert code == 2 and "give the text to go on from" in out
+    code, out = run("generate", artifact, "--measure", "--context", 1)
+    assert code == 2 and "too short to measure" in out
