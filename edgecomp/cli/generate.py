@@ -78,9 +78,9 @@ def command(
 
 def measured(artifact: Path, contexts: Sequence[int], threads: int) -> dict[str, Any]:
     """What `--measure` says: the artifact, its cache, and an entry for each context."""
+    from edgecomp.decoding_speed import CONTEXTS
+    from edgecomp.decoding_speed import measure as by_context
     from edgecomp.language.generation import GenerationSession
-    from edgecomp.language.measure import CONTEXTS
-    from edgecomp.language.measure import measure as by_context
 
     session = GenerationSession.open(artifact, threads=threads)
     found = by_context(session.decoder, session.facts.architecture.vocabulary, contexts or CONTEXTS)
