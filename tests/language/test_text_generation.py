@@ -306,3 +306,25 @@ def test_speed_and_memory_by_context(model: str, tmp_path: Path) -> None:
     assert code == 2 and "give the text to go on from" in out
     code, out = run("generate", artifact, "--measure", "--context", 1)
     assert code == 2 and "too short to measure" in out
+
+
+def test_bits_under_a_budget_from_the_command_line_to_every_layer(model: str, tmp_path: Path) -> None:
+    code, out = run(
+        "quantize", model, "--groups", "--size-bytes", 40_000, "--set", "method=rtn",
+        "--calib", tmp_path / "ids.npy", "--out", tmp_path / "q.pt", "--json", tmp_path / "q.json",
+    )  # fmt: skip
+    assert code == 0, out
+    told = json.loads((tmp_path / "q.json").read_text())
+    widths = next(note for note in told["notes"] if note.startswith("weights: "))
+    assert "nats a token" in widths and int(widths.split("; ")[1].split()[0]) <= 40_000
+    code, out = run(
+        "export-decoder", tmp_path / "q.pt", "--target", "onnx-int4", "--tokenizer", tmp_path,
+        "--room", 64, "--activations", "float", "--out", tmp_path, "--json", tmp_path / "made.json",
+    )  # fmt: skip
+    assert code == 0, out
+    assert json.loads((tmp_path / "made.json").read_text())["artifacts"][0]["check"]["sqnr_db"] > 60
+    code, out = run("inspect", tmp_path / "onnx-int4.onnx", "--json", tmp_path / "seen.json")
+    assert code == 0, out
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    stored = {round(w["bits"]) for w in seen["weights"] if "layers" in w["name"]}
+    assert len(stored) > 1
