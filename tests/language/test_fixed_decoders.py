@@ -133,6 +133,15 @@ def test_coreml_states(kind: str, four: bool, tmp_path: Path) -> None:
     assert off(found, decoder, 20) < 0.01
 
 
+def test_coreml_norms_hold_what_float16_cannot_square(tmp_path: Path) -> None:
+    """Activations of language models reach tens of thousands; float16 ends at 65,504."""
+    found, path = candidate("llama-scaled"), tmp_path / "m.mlpackage"
+    with torch.no_grad():
+        found.module.embed.weight.mul_(4000.0)
+    coreml_decoder.export(found, weights.of(found), path, target="coreml-fp16", room=32)
+    assert off(found, CoreMLDecoder(path, 32), 5) < 0.02
+
+
 @pytest.mark.parametrize("storage, near, smaller", [("int8", 0.03, 4), ("int4", 0.4, 8)])
 def test_coreml_takes_a_cache_of_few_bits(
     storage: cache.Storage, near: float, smaller: int, tmp_path: Path
