@@ -265,6 +265,7 @@ class CoreMLExporter:
         settings = coreml_place.Settings(
             _BITS[self.target], self._group_size, self.min_elements, self.samples,
             None if self.size is None else coreml_budget.parse(self.size), self.assignment == "gptq",
+            self.depthwise == "int8",
         )  # fmt: skip
         quick = self._palettes(None, [], {})
 

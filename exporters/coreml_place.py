@@ -36,7 +36,8 @@ _FACTS_BYTES, _NOTE_BYTES = 3000, 100
 class Settings:
     """`bits`, `group_size`, `min_elements`, `samples`, as the exporter has them. `size`: bytes, or None.
 
-    `asked`: assignment was asked for, so that what stands in its way is an error.
+    `asked`: assignment was asked for, so that what stands in its way is an error. `depthwise`: depthwise
+    convolutions take 8-bit integers.
     """
 
     bits: int
@@ -45,6 +46,7 @@ class Settings:
     samples: int
     size: int | None
     asked: bool
+    depthwise: bool
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def place(
         return None
     samples = _samples(module, data, settings.samples)
     bits = _bits(graph_module, samples, settings, size, notes)
+    if settings.depthwise:
+        bits |= {n.name: 8 for n in coreml_recover.depthwise_layers(graph_module, settings.min_elements)}
     stored = coreml_recover.recover(graph_module, samples, bits, _grouping(settings))
     notes.append(Problem("", "palettes", f"weights assigned by GPTQ on {len(samples)} samples"))
     return Placed(graph_module, stored)

@@ -1,10 +1,10 @@
 """Weights put on palettes layer by layer, each with its inputs as they are after everything before it.
 
-For every convolution and linear layer but depthwise ones: a palette for each group of output channels
-(k-means weighted by the second moment of each weight's input), assignment by GPTQ
-(`edgecomp.numerics.palette_assignment`), and a bias that restores the mean of the float layer's output. No
-labels, and no gradients. The module that comes out is float: its weights lie on palettes, which the
-palettizer then finds again exactly.
+For every convolution and linear layer: a palette for each group of output channels (k-means weighted by the
+second moment of each weight's input), assignment by GPTQ (`edgecomp.numerics.palette_assignment`), and a bias
+that restores the mean of the float layer's output; depthwise convolutions take 8-bit integers, and biases of
+the same kind. No labels, and no gradients. The module that comes out is float: its weights lie on palettes
+and steps, which the compression then finds again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from edgecomp.exporters.coreml_compress import linear_blocks
 from edgecomp.exporters.layer_inputs import LAYERS, columns, groups_of
 from edgecomp.graph import constants
 from edgecomp.numerics import palette_assignment, palettes
@@ -33,7 +34,8 @@ def recover(
 ) -> dict[str, int]:
     """Put the weights of a canonical graph on palettes and mend its biases, in place.
 
-    `bits`: names of layers -> 4 or 6 (8: the weight stays as it is). Returns bits by the new weight's name.
+    `bits`: names of layers -> 4 or 6 (palettes), or 8 (integers per channel, as the package stores them).
+    Returns bits by the new weight's name.
     """
     walk = _Walk(graph_module, samples, bits, group)
     for node in list(graph_module.graph.nodes):
@@ -48,13 +50,25 @@ def layers(graph_module: GraphModule, least: int) -> list[Node]:
     return [n for n in graph_module.graph.nodes if _is_layer(n, least)]
 
 
+def depthwise_layers(graph_module: GraphModule, least: int) -> list[Node]:
+    """Depthwise convolutions that are stored as 8-bit integers."""
+    return [n for n in graph_module.graph.nodes if _has_own_weight(n, least) and _is_depthwise(n)]
+
+
 def _is_layer(node: Node, least: int) -> bool:
+    return _has_own_weight(node, least) and not _is_depthwise(node)
+
+
+def _has_own_weight(node: Node, least: int) -> bool:
     if node.target not in LAYERS or not constants.is_constant(node.args[1]):
         return False
     weight = node.args[1]
-    shape = tuple(weight.meta["val"].shape)
-    depthwise = len(shape) > 2 and shape[1] == 1
-    return not depthwise and len(weight.users) == 1 and weight.meta["val"].numel() >= least
+    return len(weight.users) == 1 and weight.meta["val"].numel() >= least
+
+
+def _is_depthwise(node: Node) -> bool:
+    shape = tuple(node.args[1].meta["val"].shape)
+    return len(shape) > 2 and shape[1] == 1
 
 
 class _Walk:
@@ -122,9 +136,10 @@ class _Walk:
         return replaced
 
     def _chosen(self, trained: np.ndarray, hessian: np.ndarray, bits: int) -> np.ndarray:
-        """The weight with every value on a palette, or (8 bits, which lose next to nothing) as it is."""
+        """The weight with every value on a palette, or (8 bits) on the steps of its channel."""
         if bits == 8:
-            return trained
+            integers, scale = linear_blocks(trained.reshape(-1, trained.shape[2]), [1, trained.shape[2]], 127)
+            return (integers * scale.astype(np.float64)).reshape(trained.shape)
         channels = trained.shape[0] * trained.shape[1]
         group = self.group(bits, channels, trained.size)
         return palette_assignment.assign(trained, hessian, _tables(trained, hessian, 1 << bits, group))

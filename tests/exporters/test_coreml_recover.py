@@ -87,6 +87,23 @@ def test_stored_weights_are_the_assigned_ones(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
+def test_depthwise_weights_are_rounded_in_their_turn_and_stored_as_they_were_rounded(tmp_path: Path) -> None:
+    """What the package computes is the recovered graph, int8 steps of depthwise convolutions included."""
+    graph = capture(Net().eval(), (torch.from_numpy(PICTURES[:1]),))
+    samples = [(torch.from_numpy(p[None]),) for p in PICTURES[:16]]
+    (depthwise,) = coreml_recover.depthwise_layers(graph, 100)
+    bits = {n.name: 4 for n in coreml_recover.layers(graph, 100)} | {depthwise.name: 8}
+    coreml_recover.recover(graph, samples, bits, lambda b, c, n: 8)
+    weight = constants.value_of(graph, depthwise.args[1]).numpy().reshape(16, 9)
+    steps = weight / (np.abs(weight).max(1, keepdims=True) / 127)
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
+    artifact = export(tmp_path, group_size=8, min_elements=100, compute_precision="float32")
+    with torch.no_grad():
+        wanted = graph(torch.from_numpy(PICTURES[16:17])).numpy()
+    found = door.run_float(CoreMLRuntime().open(artifact.path), [PICTURES[16:17]])[0]
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
 def test_a_size_is_kept_and_used(tmp_path: Path) -> None:
     least = export(tmp_path, min_elements=64)
     artifact = export(tmp_path, min_elements=64, size=least.size_bytes + 2500)
