@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgecomp.errors import InputError
-from edgecomp.language.generation import DecoderSession
+from edgecomp.language.generation import DecoderSession, read
 from edgecomp.meter import Meter
 
 CONTEXTS = (512, 2048, 4096)
@@ -36,9 +36,15 @@ class Speed:
 
 
 def measure(
-    decoder: DecoderSession, vocabulary: int, contexts: Sequence[int] = CONTEXTS, new: int = 16
+    decoder: DecoderSession,
+    vocabulary: int,
+    contexts: Sequence[int] = CONTEXTS,
+    new: int = 16,
+    chunk: int = 0,
 ) -> list[dict[str, Any]]:
     """One entry for each context, on seeded random tokens: speed does not depend on what they say.
+
+    `chunk`: tokens that a decoder of fixed shape reads at once (0: any number).
 
     The first call of a runtime is not counted: it allocates. Raises InputError for a context below 2.
     """
@@ -46,10 +52,10 @@ def measure(
     if wrong or new < 1:
         raise InputError(f"context {wrong[0] if wrong else new} is too short to measure; expected 2 or more")
     ids = np.random.default_rng(0).integers(0, vocabulary, max(contexts) + new)
-    return [asdict(_one(decoder, ids, context, new)) for context in contexts]
+    return [asdict(_one(decoder, ids, context, new, chunk)) for context in contexts]
 
 
-def _one(decoder: DecoderSession, ids: np.ndarray, context: int, new: int) -> Speed:
+def _one(decoder: DecoderSession, ids: np.ndarray, context: int, new: int, chunk: int) -> Speed:
     if context + new > decoder.room:
         return Speed(context, new, reason=f"the cache holds {decoder.room} tokens, not {context + new}")
     decoder.reset()
@@ -57,7 +63,7 @@ def _one(decoder: DecoderSession, ids: np.ndarray, context: int, new: int) -> Sp
     with Meter() as meter:
         decoder.reset()
         began = time.perf_counter()
-        decoder.step(ids[:context])
+        read(decoder, ids[:context], chunk)
         first = time.perf_counter() - began
         times = []
         for token in ids[context : context + new]:

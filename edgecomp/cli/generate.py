@@ -83,7 +83,10 @@ def measured(artifact: Path, contexts: Sequence[int], threads: int) -> dict[str,
     from edgecomp.language.generation import GenerationSession
 
     session = GenerationSession.open(artifact, threads=threads)
-    found = by_context(session.decoder, session.facts.architecture.vocabulary, contexts or CONTEXTS)
+    facts = session.facts
+    found = by_context(
+        session.decoder, facts.architecture.vocabulary, contexts or CONTEXTS, chunk=facts.chunk
+    )
     return {
         "artifact": str(artifact), "threads": threads, "room": session.facts.room,
         "cache": session.facts.storage, "cache_bytes": session.decoder.cache_bytes, "contexts": found,
