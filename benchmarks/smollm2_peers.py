@@ -66,7 +66,10 @@ def alone(decoder: Decoder, method: Rounding, group_size: int) -> Decoder:
 
 @torch.no_grad()
 def by_gptq(decoder: Decoder, rows: list[torch.Tensor], group_size: int, symmetric: bool) -> Decoder:
-    """A copy rounded by ONNX Runtime's GPTQ at its defaults (no act-order, no mse); embedding by RTN."""
+    """A copy rounded by ONNX Runtime's GPTQ at its defaults (no act-order, no mse); embedding by RTN.
+
+    In 1.31.1 it gives what RTN gives: its updates read the upper triangular factor below the diagonal.
+    """
     graph = capture(decoder, (rows[0],))
     linears = [n for n in graph.graph.nodes if n.target is aten.linear.default]
     restored: dict[str, torch.Tensor] = {}
