@@ -69,7 +69,7 @@ def held(start: Candidate, target: str, share: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "before").mkdir()
         before = trial.write(start, data, target, Path(folder) / "before")
-        first = exporting.profiles(before, [device], ProfileEntry())[0]["latency_ms"]["p50"]
+        first = exporting.profiles(before, [device], ProfileEntry(threads=1))[0]["latency_ms"]["p50"]
         budget = first * share
         result = PruneToBudget(target=target, latency_ms=budget)(start, data)
         unpruned = float(result.history[-1].notes[0].split(": ")[1].split(",")[0])
