@@ -17,7 +17,8 @@ from edgecomp.compress.groupwise import QuantizeWeights
 from edgecomp.errors import DataError, InputError
 from edgecomp.graph import capture
 from edgecomp.numerics import groupwise
-from edgecomp.spec import Batch, Candidate, Data, TensorSpec
+from edgecomp.spec import Candidate, Data, TensorSpec
+from tests.compress.test_ptq import Rows
 
 aten = torch.ops.aten
 
@@ -32,21 +33,6 @@ class Two(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return 10.0 * self.loud(x) + self.quiet(x)
-
-
-class Rows:
-    labels: tuple[str, ...] = ()
-    preprocessing = None
-
-    def __init__(self, rows: np.ndarray) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batches(self, size: int, *, shuffle_seed: int | None = None):  # type: ignore[no-untyped-def]
-        for start in range(0, len(self.rows), size):
-            yield Batch((self.rows[start : start + size],))
 
 
 def rows() -> np.ndarray:

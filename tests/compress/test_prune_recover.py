@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,22 +16,8 @@ from torch.nn import functional as F
 from edgecomp.compress import recover
 from edgecomp.compress.prune import PruneChannels, prunable, remove
 from edgecomp.errors import RecipeError
-from edgecomp.spec import Batch, Candidate, Data, Preprocessing, TensorSpec
-
-
-class Source:
-    labels: tuple[str, ...] = ()
-    preprocessing: Preprocessing | None = None
-
-    def __init__(self, inputs: np.ndarray) -> None:
-        self.inputs = inputs
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def batches(self, size: int, *, shuffle_seed: int | None = None) -> Iterator[Batch]:
-        for start in range(0, len(self.inputs), size):
-            yield Batch((self.inputs[start : start + size],))
+from edgecomp.spec import Candidate, Data, TensorSpec
+from tests.compress.test_ptq import Rows
 
 
 class Doubled(nn.Module):
@@ -87,7 +72,7 @@ def cut(net: nn.Module, inputs: np.ndarray, samples: int = 1000) -> tuple[nn.Mod
     plain = copy.deepcopy(net)
     kept = remove(plain, [(group, np.arange(8, 16))])
     mended = copy.deepcopy(plain)
-    (note,) = recover.refit(net, mended, kept, Source(inputs), samples)
+    (note,) = recover.refit(net, mended, kept, Rows(inputs), samples)
     return plain, mended, note
 
 
