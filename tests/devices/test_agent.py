@@ -14,10 +14,12 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_artifacts import write_mixed_onnx
 
 from edgecomp.devices import agent
 from edgecomp.devices.transport import AGENT
 from edgecomp.numerics import statistics
+from edgecomp.runtimes.onnxruntime import OnnxRuntime
 
 QUICK = ("--seconds", "0", "--warmup-seconds", "0.5")
 
@@ -115,6 +117,17 @@ def test_inference_on_stored_inputs_is_the_runtime_s_own(
     interpreter.invoke()
     found = np.load(tmp_path / "out.npz")[result["name"]]
     assert found.shape == (4, 8) and np.array_equal(found[:1], interpreter.get_tensor(result["index"]))
+
+
+def test_a_file_that_mixes_8_and_16_bits_opens(tmp_path: Path) -> None:
+    path = write_mixed_onnx(tmp_path / "mixed.onnx")
+    events, code = run("profile", path, "--runs", "3", *QUICK)
+    assert code == 0, events
+    x = np.linspace(-4, 4, 16, dtype=np.float32).reshape(1, 2, 8)
+    np.savez(tmp_path / "in.npz", x=x)
+    run("infer", path, "--inputs", tmp_path / "in.npz", "--outputs", tmp_path / "out.npz")
+    expected = OnnxRuntime().open(path).run([x])[0]
+    assert np.array_equal(np.load(tmp_path / "out.npz")["y"], expected) and np.ptp(expected) > 1
 
 
 def test_wrong_inputs_are_refused(tiny_onnx: Path, tmp_path: Path) -> None:

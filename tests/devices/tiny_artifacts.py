@@ -29,6 +29,33 @@ def write_onnx(path: Path, width: int = 32, layers: int = 3) -> Path:
     return path
 
 
+def write_mixed_onnx(path: Path) -> Path:
+    """x [1, 2, 8] in 16 bits -> reshape -> 8 bits -> Gemm: ONNX Runtime 1.31 refuses it at its defaults."""
+    stored: dict[str, np.ndarray] = {
+        "s16": np.float32(0.001), "z16": np.int16(0), "s8": np.float32(0.05), "z8": np.int8(3),
+        "w": np.random.default_rng(0).integers(-127, 127, (8, 8)).astype(np.int8),
+        "sw": np.full(8, 0.01, np.float32), "zw": np.zeros(8, np.int8), "to": np.array([2, 8]),
+    }  # fmt: skip
+    node, kinds = helper.make_node, TensorProto
+    nodes = [
+        node("QuantizeLinear", ["x", "s16", "z16"], ["xq"], output_dtype=kinds.INT16),
+        node("DequantizeLinear", ["xq", "s16", "z16"], ["xd"]),
+        node("Reshape", ["xd", "to"], ["r"]),
+        node("QuantizeLinear", ["r", "s8", "z8"], ["rq"], output_dtype=kinds.INT8),
+        node("DequantizeLinear", ["rq", "s8", "z8"], ["rd"]),
+        node("DequantizeLinear", ["w", "sw", "zw"], ["wd"], axis=0),
+        node("Gemm", ["rd", "wd"], ["g"], transB=1),
+        node("QuantizeLinear", ["g", "s8", "z8"], ["gq"], output_dtype=kinds.INT8),
+        node("DequantizeLinear", ["gq", "s8", "z8"], ["y"]),
+    ]
+    doors = [helper.make_tensor_value_info("x", kinds.FLOAT, [1, 2, 8])]
+    results = [helper.make_tensor_value_info("y", kinds.FLOAT, [2, 8])]
+    held = [numpy_helper.from_array(np.asarray(a), name) for name, a in stored.items()]
+    graph = helper.make_graph(nodes, "mixed", doors, results, held)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
 def write_tflite(path: Path) -> Path:
     """x [1, 8] float32 -> tanh -> cumulative sum (which XNNPACK does not take) -> tanh."""
     tensors = [_tensor(name) for name in ("x", "first", "summed", "y")]
