@@ -13,13 +13,20 @@ from edgecomp import registry
 from edgecomp.compress import interim
 from edgecomp.compress.distill_cache import Teach, TeacherCache
 from edgecomp.compress.distill_layers import LayerMatch, Match, pairs_of
-from edgecomp.compress.distill_losses import decoupled_loss, logit_loss, reverse_loss
+from edgecomp.compress.distill_losses import (
+    cosine_loss,
+    decoupled_loss,
+    feature_loss,
+    logit_loss,
+    relation_loss,
+    reverse_loss,
+)
 from edgecomp.compress.train import Training, check, first_output, task_loss, tensors, trained
 from edgecomp.errors import DataError, ModelError
 from edgecomp.spec import Candidate, Data
 
-_LOSSES = ("logits", "reverse", "decoupled")
-_MATCHES = ("feature", "attention", "relation")
+_LOSSES = ("logits", "reverse", "decoupled", "regression", "cosine", "relation")
+_OF_OUTPUTS = {"regression": feature_loss, "cosine": cosine_loss, "relation": relation_loss}
 
 __all__ = ["Distill", "logit_loss"]
 
@@ -30,16 +37,18 @@ class Distill(Training):
 
     loss = (1 - alpha) * task_loss + alpha * soft + layer_weight * layers. `soft` by `loss`: logits (Hinton et
     al. 2015), reverse (KL the other way), decoupled (Zhao et al. 2022; needs labels), on logits softened by
-    `temperature`; several teachers give the mean of their logits. `alpha` 1 needs no labels. `layers` (dotted
-    names, `student=teacher` where they differ) adds the difference of what layers compute, by `match`:
-    feature, attention or relation, from the first teacher. With `cache`, a teacher without augmentation and
-    layers runs one epoch only; its outputs lie in a memory-mapped temporary file.
+    `temperature`; for embeddings and other real outputs regression (mean squared difference), cosine (1 -
+    cosine of every vector) or relation (distances within the batch, whatever the widths; Park et al. 2019).
+    Several teachers give the mean of their outputs. `alpha` 1 needs no labels. `layers` (dotted names,
+    `student=teacher` where they differ) adds the difference of what layers compute, by `match`: feature,
+    attention or relation, from the first teacher. With `cache`, a teacher without augmentation and layers
+    runs one epoch only; its outputs lie in a memory-mapped temporary file.
     Raises ModelError when there is no teacher or when its outputs have another shape than the student's.
     """
 
     temperature: float = 4.0
     alpha: float = 0.7
-    loss: Literal["logits", "reverse", "decoupled"] = "logits"
+    loss: Literal["logits", "reverse", "decoupled", "regression", "cosine", "relation"] = "logits"
     teachers: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     match: Match = "feature"
@@ -50,9 +59,7 @@ class Distill(Training):
         super().__post_init__()
         check("temperature", self.temperature, self.temperature > 0, "a positive number")
         check("alpha", self.alpha, 0 <= self.alpha <= 1, "a weight from 0 (labels only) to 1 (teacher only)")
-        check(
-            "loss", self.loss, self.loss in ("logits", "reverse", "decoupled"), "logits, reverse, decoupled"
-        )
+        check("loss", self.loss, self.loss in _LOSSES, ", ".join(_LOSSES))
         known = ("feature", "attention", "relation")
         check("match", self.match, self.match in known, ", ".join(known))
         check("layer_weight", self.layer_weight, self.layer_weight >= 0, "0 or more")
@@ -118,6 +125,8 @@ class Distill(Training):
             return logit_loss(student, teacher, self.temperature)
         if self.loss == "reverse":
             return reverse_loss(student, teacher, self.temperature)
+        if self.loss in _OF_OUTPUTS:
+            return _OF_OUTPUTS[self.loss](student, teacher)
         if targets is None or targets.ndim != 1:
             raise DataError("loss decoupled needs one class label for each sample; use loss logits")
         return decoupled_loss(student, teacher, targets, self.temperature)

@@ -45,8 +45,14 @@ def decoupled_loss(
 
 def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of features of one shape (FitNets, Romero et al. 2015, eq. 3)."""
-    _same_shape(student, teacher, "features")
+    _same_shape(student, teacher, "outputs")
     return F.mse_loss(student, teacher)
+
+
+def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - cosine of every vector [..., width] with the teacher's; a vector of zeros counts as 1."""
+    _same_shape(student, teacher, "outputs")
+    return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
 
 
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -61,7 +67,12 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber loss of the batch's pairwise distances over their mean (RKD-D, Park et al. 2019, eq. 4)."""
+    """Huber loss of the batch's pairwise distances over their mean (RKD-D, Park et al. 2019, eq. 4).
+
+    One sample alone has no distance to another: the loss is 0.
+    """
+    if len(student) < 2:
+        return (student * 0.0).sum()
     distances = []
     for features in (student, teacher):
         flat = features.reshape(len(features), -1)

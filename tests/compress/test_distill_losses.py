@@ -15,6 +15,7 @@ from edgecomp.compress.distill_cache import TeacherCache
 from edgecomp.compress.distill_layers import pairs_of
 from edgecomp.compress.distill_losses import (
     attention_loss,
+    cosine_loss,
     decoupled_loss,
     logit_loss,
     relation_loss,
@@ -95,6 +96,54 @@ def test_relations_ignore_rotation_and_scale() -> None:
     assert float(relation_loss(line, corner)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_one_sample_has_no_relations() -> None:
+    student = torch.ones(1, 2, requires_grad=True)
+    relation_loss(student, torch.zeros(1, 3)).backward()
+    assert student.grad is not None and not student.grad.any()
+
+
+def test_cosine_by_hand() -> None:
+    student, teacher = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [-2.0, 0.0]])
+    assert float(cosine_loss(student, teacher)) == pytest.approx(((1 - 0.6) + (1 + 1)) / 2)
+    assert float(cosine_loss(student * 7, teacher)) == pytest.approx(1.2)
+
+
+class Points:
+    """Points in the plane, without targets."""
+
+    labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+
+    def __init__(self) -> None:
+        self.inputs = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+
+    def __len__(self) -> int:
+        return 64
+
+    def batches(self, size: int, *, shuffle_seed: int | None = None) -> Iterator[Batch]:
+        for start in range(0, 64, size):
+            yield Batch((self.inputs[start : start + size],))
+
+
+def embedder(seed: int, width: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, width)).eval()
+
+
+@pytest.mark.parametrize("loss, width", [("regression", 4), ("cosine", 4), ("relation", 3)])
+def test_embeddings_are_learned_from_a_teacher(loss: str, width: int) -> None:
+    teacher, inputs = embedder(0, 4), torch.from_numpy(Points().inputs)
+    start = Candidate(embedder(1, width), (TensorSpec("x", (1, 2)),), original=teacher)
+    step = Distill(epochs=60, batch_size=16, learning_rate=0.01, alpha=1.0, validation=0.0, loss=loss)  # type: ignore[arg-type]
+    student = step(start, Data(train=Points())).module
+    with torch.no_grad():
+        points = [m(inputs) for m in (start.module, student, teacher)]
+    if loss == "cosine":  # which says nothing of lengths
+        points = [F.normalize(p, dim=1) for p in points]
+    before, after = (np.corrcoef(torch.pdist(p), torch.pdist(points[2]))[0, 1] for p in points[:2])
+    assert after > 0.97 > before
+
+
 def test_the_cache_asks_each_sample_once_and_answers_the_same() -> None:
     teacher = net(8)
     cache = TeacherCache(lambda inputs: teacher(inputs[0]), rows=10)
@@ -152,5 +201,8 @@ def test_errors() -> None:
         Distill(layers=("9=0",))(candidate(net(8)), Data(train=Pictures()))
     with pytest.raises(ModelError, match="attention maps of the student have shape"):
         Distill(layers=("0=2",), match="attention")(candidate(net(8)), Data(train=Pictures()))
+    wide = Candidate(embedder(1, 3), (TensorSpec("x", (1, 2)),), original=embedder(0, 4))
+    with pytest.raises(ModelError, match=r"outputs of the student have shape \(16, 3\)"):
+        Distill(loss="cosine", alpha=1.0, batch_size=16, validation=0.0)(wide, Data(train=Points()))
     with pytest.raises(RecipeError, match="loss is kd; expected logits"):
         Distill(loss="kd")  # type: ignore[arg-type]
