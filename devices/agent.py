@@ -6,12 +6,18 @@ tensorflow or onnxruntime; coremltools on a Mac). It imports nothing of edgecomp
 
     python3 agent.py profile model.tflite --threads 4
     python3 agent.py infer model.onnx --inputs in.npz --outputs out.npz
+    python3 agent.py decode decoder.onnx --request request.json
     python3 agent.py state
 
 Each line is an object with `event`: start, runtime, init, first, warmup, samples, memory, ops, curve, mark,
 after, done, or error (`kind`: runtime-missing, model, inputs, usage). Times are milliseconds of a monotonic
 clock, memory is bytes, temperatures are degrees Celsius. Every timed run includes reading the outputs;
 writing the inputs is not timed. Everything else that is printed goes to stderr.
+
+`decode` runs a causal decoder with its key-value cache. The request holds `room` and `chunk` of the cache and
+either `prompt` (token ids), `ends`, `max_tokens`, `temperature`, `top_k`, `top_p`, `seed`: then there is an
+event `token` for each new one, and `ended`; or `contexts`, `new`, `vocabulary`: then `reading`, `writing` and
+`context` for each length. It is removed once it is read. SIGTERM ends the text after the token at hand.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -362,6 +369,101 @@ class OnnxRuntime:
         ]
 
 
+class OnnxDecoder(OnnxRuntime):
+    """Past and present keys and values in one buffer for each, appended to in place."""
+
+    most = 256  # tokens at once: the logits of more would be large
+    kinds = {"tensor(float)": "float32", "tensor(int8)": "int8", "tensor(uint8)": "uint8"}
+
+    def prepare(self, room: int, _chunk: int) -> int:
+        """Allocate the cache; returns its bytes."""
+        import numpy as np
+
+        doors = [d for d in self.session.get_inputs() if d.name.startswith("past_key_values.")]
+        if not doors:
+            raise Refused("model", f"{self.path} has no past_key_values: it is no decoder with a cache")
+        arrays = {d.name: np.zeros((1, d.shape[1], room, d.shape[3]), self.kinds[d.type]) for d in doors}
+        made = self.module.OrtValue.ortvalue_from_numpy
+        self.cache = {name: made(array) for name, array in arrays.items()}
+        self.position = 0
+        return sum(array.nbytes for array in arrays.values())
+
+    def decode(self, ids: Any) -> Any:
+        """Logits [n, vocabulary] of the tokens that join the cache."""
+        import numpy as np
+
+        parts = [self._some(ids[i : i + self.most]) for i in range(0, len(ids), self.most)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _some(self, ids: Any) -> Any:
+        import numpy as np
+
+        binding, total = self.session.io_binding(), self.position + len(ids)
+        binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids, np.int64)[None])
+        binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
+        binding.bind_output("logits")
+        for name, buffer in self.cache.items():
+            binding.bind_ortvalue_input(name, buffer)
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), buffer)
+        self.session.run_with_iobinding(binding)
+        self.position = total
+        return binding.get_outputs()[0].numpy()[0]
+
+
+def in_chunks(model: Any, ids: Any) -> Any:
+    """Logits [n, vocabulary] of a decoder of fixed shape: whole chunks at once, the rest one by one."""
+    import numpy as np
+
+    parts, done = [], 0
+    while done < len(ids):
+        count = model.chunk if len(ids) - done >= model.chunk else 1
+        name = "decode" if count == 1 and model.chunk != 1 else "prefill"
+        parts.append(model.some(name, ids[done : done + count]))
+        model.position += count
+        done += count
+    return np.concatenate(parts)
+
+
+class LiteRTDecoder(LiteRT):
+    """Signatures `prefill` and `decode`; new rows come out and are written into the cache here."""
+
+    def load(self, path: str) -> None:
+        self.interpreter = self.module.Interpreter(model_path=path, num_threads=self.options.threads)
+        self.path = path
+
+    def prepare(self, _room: int, chunk: int) -> int:
+        """Allocate the cache; returns its bytes."""
+        import numpy as np
+
+        self.chunk, self.position = chunk, 0
+        try:
+            self.runners = {k: self.interpreter.get_signature_runner(k) for k in ("prefill", "decode")}
+        except (ValueError, KeyError) as error:
+            raise Refused("model", f"{self.path} is no decoder with a cache: {error}") from error
+        details = self.runners["prefill"].get_input_details()
+        self.types = {name: details[name]["dtype"] for name in ("ids", "position")}
+        self.cache = {
+            name: np.zeros(tuple(found["shape"]), found["dtype"])
+            for name, found in details.items()
+            if name.startswith(("key_", "value_"))
+        }
+        return sum(array.nbytes for array in self.cache.values())
+
+    def decode(self, ids: Any) -> Any:
+        return in_chunks(self, ids)
+
+    def some(self, name: str, ids: Any) -> Any:
+        import numpy as np
+
+        position = np.array([self.position], self.types["position"])
+        found = self.runners[name](
+            ids=np.asarray(ids, self.types["ids"])[None], position=position, **self.cache
+        )
+        for key, array in self.cache.items():
+            array[:, :, self.position : self.position + len(ids)] = found["new_" + key]
+        return np.array(found["logits"])[0]
+
+
 class CoreML:
     """Core ML through coremltools; predictions run on macOS only."""
 
@@ -375,12 +477,14 @@ class CoreML:
         self.version, self.options = self.module.__version__, options
         self.accelerator: str = "all" if options.accelerator == "auto" else options.accelerator
 
-    def load(self, path: str) -> None:
+    def _units(self) -> Any:
         units = {"all": "ALL", "cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE"}
         if self.accelerator not in units:
             raise Refused("usage", f"accelerator {self.accelerator!r}; Core ML has all, cpu, gpu, ane")
-        chosen = getattr(self.module.ComputeUnit, units[self.accelerator])
-        self.model = self.module.models.MLModel(path, compute_units=chosen)
+        return getattr(self.module.ComputeUnit, units[self.accelerator])
+
+    def load(self, path: str) -> None:
+        self.model = self.module.models.MLModel(path, compute_units=self._units())
         self.description = self.model.get_spec().description
 
     def inputs(self) -> list[Door]:
@@ -401,8 +505,53 @@ class CoreML:
         return None
 
 
+class CoreMLDecoder(CoreML):
+    """Functions `prefill` and `decode` on one state, or on a cache of bytes that is kept here."""
+
+    def load(self, path: str) -> None:
+        described = self.module.utils.load_spec(path).description
+        found = {f.name: f for f in described.functions} or {"prefill": described}
+        units = self._units()
+        self.models = {
+            name: self.module.models.MLModel(path, compute_units=units, **self._named(name, found))
+            for name in found
+        }
+        self.doors, self.ends = found["prefill"].input, [o.name for o in found["prefill"].output]
+        self.state = self.models["prefill"].make_state() if found["prefill"].state else None
+
+    @staticmethod
+    def _named(name: str, found: dict[str, Any]) -> dict[str, str]:
+        return {"function_name": name} if len(found) > 1 else {}
+
+    def prepare(self, _room: int, chunk: int) -> int:
+        """Allocate the cache; returns its bytes where it is kept here."""
+        import numpy as np
+
+        self.chunk, self.position = chunk, 0
+        arrays = [
+            (d.name, d.type.multiArrayType) for d in self.doors if d.name.startswith(("key_", "value_"))
+        ]
+        self.cache = {name: np.zeros([int(n) for n in a.shape], np.int8) for name, a in arrays}
+        return sum(array.nbytes for array in self.cache.values())
+
+    def decode(self, ids: Any) -> Any:
+        return in_chunks(self, ids)
+
+    def some(self, name: str, ids: Any) -> Any:
+        import numpy as np
+
+        given = {"ids": np.asarray(ids, np.int32)[None], "position": np.array([self.position], np.int32)}
+        given.update(self.cache)
+        found = self.models[name].predict(given, *([] if self.state is None else [self.state]))
+        for array, key in zip(self.cache.values(), self.ends[1:]):
+            array[:, :, self.position : self.position + len(ids)] = found[key]
+        return np.asarray(found[self.ends[0]], np.float32)[0]
+
+
 def open_model(options: argparse.Namespace, path: str) -> Any:
-    kinds = {".tflite": LiteRT, ".onnx": OnnxRuntime, ".mlpackage": CoreML}
+    decoders = {".tflite": LiteRTDecoder, ".onnx": OnnxDecoder, ".mlpackage": CoreMLDecoder}
+    plain = {".tflite": LiteRT, ".onnx": OnnxRuntime, ".mlpackage": CoreML}
+    kinds: dict[str, Any] = decoders if options.task == "decode" else plain
     suffix = os.path.splitext(path)[1]
     if suffix not in kinds:
         raise Refused("usage", f"{path} does not end in one of {', '.join(kinds)}")
@@ -623,12 +772,169 @@ def infer(options: argparse.Namespace, emit: Emit) -> None:
     emit("inferred", samples=len(rows))
 
 
+# ---- decoding --------------------------------------------------------------------------------------------
+
+
+class Stop:
+    """Set by SIGTERM: the host has seen a stop string, or the time is over."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        signal.signal(signal.SIGTERM, self._heard)
+
+    def _heard(self, _number: int, _frame: Any) -> None:
+        self.wanted = True
+
+
+def probabilities(logits: Any, temperature: float, top_k: int, top_p: float) -> Any:
+    """float64 [vocabulary]: softmax(logits / temperature), cut to top-k, then to top-p, summing to 1."""
+    import numpy as np
+
+    scaled = logits.astype(np.float64) / temperature
+    if 0 < top_k < len(scaled):
+        least = np.partition(scaled, -top_k)[-top_k]
+        scaled = np.where(scaled >= least, scaled, -np.inf)
+    odds = np.exp(scaled - scaled.max())
+    odds /= odds.sum()
+    if top_p < 1:
+        order = np.argsort(-odds, kind="stable")
+        before = np.cumsum(odds[order]) - odds[order]
+        odds[order[before >= top_p]] = 0.0
+        odds /= odds.sum()
+    return odds
+
+
+def next_token(logits: Any, request: dict[str, Any], generator: Any) -> int:
+    import numpy as np
+
+    if not np.all(logits < np.inf):
+        raise Refused(
+            "model", "the logits hold NaN or Inf: its weights or cache are damaged; export it again"
+        )
+    if request["temperature"] == 0:
+        return int(logits.argmax())
+    odds = probabilities(logits, request["temperature"], request["top_k"], request["top_p"])
+    return int(generator.choice(len(odds), p=odds))
+
+
+def read_prompt(model: Any, ids: Any, chunk: int) -> Any:
+    """Put a prompt into the cache in pieces; the logits after its last token."""
+    piece = max(256 // chunk, 1) * chunk if chunk else 256
+    last = None
+    for start in range(0, len(ids), piece):
+        last = model.decode(ids[start : start + piece])[-1].copy()
+    return last
+
+
+def write_text(model: Any, request: dict[str, Any], emit: Emit) -> tuple[int, float | None]:
+    """Tokens until an end, the last that is wanted, a full cache or SIGTERM; steps, and joules of them."""
+    import numpy as np
+
+    stop, generator = Stop(), np.random.default_rng(request["seed"])
+    began, steps, reason = time.perf_counter_ns(), 0, "length"
+    logits = read_prompt(model, np.array(request["prompt"], np.int64), request["chunk"])
+    energy = Energy()
+    for index in range(request["max_tokens"]):
+        token = next_token(logits, request, generator)
+        ms = (time.perf_counter_ns() - began) / 1e6
+        if token in request["ends"]:
+            reason = "end"
+            emit("token", id=None, ms=ms)
+            break
+        emit("token", id=token, ms=ms)
+        if stop.wanted or model.position >= request["room"]:
+            reason = "stopped" if stop.wanted else "room"
+            break
+        if index + 1 < request["max_tokens"]:
+            logits = model.decode(np.array([token]))[-1]
+            steps += 1
+    joules = energy.joules()
+    emit("ended", reason=reason)
+    return steps, joules
+
+
+def fresh_peak() -> bool:
+    """Let the high-water mark of memory begin anew; False where the system does not offer that."""
+    try:
+        with open("/proc/self/clear_refs", "w") as stream:
+            stream.write("5")
+    except OSError:
+        return False
+    return True
+
+
+def by_context(model: Any, request: dict[str, Any], emit: Emit) -> None:
+    """Read a prompt of each length, then write `new` tokens after it: milliseconds, joules, peak memory."""
+    import numpy as np
+
+    new = request["new"]
+    ids = np.random.default_rng(0).integers(0, request["vocabulary"], max(request["contexts"]) + new)
+    for context in request["contexts"]:
+        model.position = 0
+        model.decode(ids[:2])  # the first call allocates
+        model.position, fresh = 0, fresh_peak()
+        emit("reading", context=context)
+        began = time.perf_counter_ns()
+        read_prompt(model, ids[:context], request["chunk"])
+        prefill_ms = (time.perf_counter_ns() - began) / 1e6
+        emit("writing", context=context)
+        energy, times = Energy(), []
+        for token in ids[context : context + new]:
+            began = time.perf_counter_ns()
+            model.decode(np.array([token]))
+            times.append((time.perf_counter_ns() - began) / 1e6)
+        joules, peak = energy.joules(), memory()["peak"] if fresh else None
+        emit("context", context=context, prefill_ms=prefill_ms, ms=times, joules=joules, peak=peak)
+
+
+class OneStep:
+    """One token after a prompt, again and again at the same place: what `marked` counts."""
+
+    def __init__(self, model: Any, position: int) -> None:
+        self.model, self.position = model, position
+
+    def step(self) -> Any:
+        import numpy as np
+
+        self.model.position = self.position
+        return self.model.decode(np.array([1]))
+
+
+def decode(options: argparse.Namespace, emit: Emit) -> None:
+    with open(options.request) as stream:
+        request = json.load(stream)
+    os.remove(options.request)
+    with contextlib.suppress(OSError):
+        os.rmdir(os.path.dirname(options.request))
+    before = state()
+    emit("start", version=VERSION, python=platform.python_version(), pid=os.getpid(), state=before)
+    model = open_model(options, options.model)
+    emit("runtime", model=0, name=model.name, version=model.version)
+    start = memory()
+    init_ms = loaded(model, options.model)
+    cache = model.prepare(request["room"], request["chunk"])
+    place = getattr(model, "accelerator", "cpu")
+    emit("init", model=0, ms=init_ms, accelerator=place, before=start, after=memory(), cache_bytes=cache)
+    others, steps, joules = OtherWork(), 0, None
+    if options.marks:
+        context = request["contexts"][0]
+        read_prompt(model, [1] * context, request["chunk"])
+        marked(OneStep(model, context), options.marks, emit)
+    elif "prompt" in request:
+        steps, joules = write_text(model, request, emit)
+    else:
+        by_context(model, request, emit)
+    cores = others.cores()
+    emit("after", state=state(), other_cores=cores, joules=joules, runs=steps, threads=options.threads)
+    emit("memory", **memory())
+
+
 # ---- command line ----------------------------------------------------------------------------------------
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=("profile", "infer", "state"))
+    parser.add_argument("task", choices=("profile", "infer", "decode", "state"))
     parser.add_argument("model", nargs="?")
     parser.add_argument("--against", help="a second model: the two take turns")
     parser.add_argument("--runtime", default="auto")
@@ -646,7 +952,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pin", type=lambda text: [int(n) for n in text.split(",")], default=[])
     parser.add_argument("--inputs", help=".npz with the inputs; random when not given")
     parser.add_argument("--outputs", help=".npz to write (infer)")
+    parser.add_argument("--request", help=".json of what to decode")
     options = parser.parse_args(argv)
+    if options.task == "decode" and not options.request:
+        parser.error("decode needs --request")
     if options.task != "state" and not options.model:
         parser.error(f"{options.task} needs a model")
     if options.task == "infer" and not (options.inputs and options.outputs):
@@ -667,7 +976,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.task == "state":
             emit("state", state=state())
         else:
-            {"profile": profile, "infer": infer}[options.task](options, emit)
+            {"profile": profile, "infer": infer, "decode": decode}[options.task](options, emit)
     except Refused as refusal:
         emit("error", kind=refusal.kind, message=str(refusal))
         return 3 if refusal.kind == "runtime-missing" else 2

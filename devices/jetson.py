@@ -84,6 +84,16 @@ class JetsonDevice(SshDevice):
         return [replace(found[0], energy_mj=power * mean / 1000, notes=found[0].notes + notes)]
 
     @contextlib.contextmanager
+    def watched(self) -> Iterator[PowerWatch]:
+        """The board's power beside a run of the agent, its clocks locked where that was asked for."""
+        with self._steady():
+            watch = PowerWatch(self, self._path())
+            try:
+                yield watch
+            finally:
+                watch.stop()
+
+    @contextlib.contextmanager
     def _steady(self) -> Iterator[None]:
         """Clocks at their highest while something is measured, as they were before afterwards (`clocks`)."""
         if not self.clocks:

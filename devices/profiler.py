@@ -29,8 +29,10 @@ RUNTIMES = {
     ".mlpackage": ("auto", "coremltools"),
 }
 
+EMULATED = "emulated: this machine is emulated, so times and memory were not reported"
+
 # Latency of machines that are emulated is the emulator's: one warm run shows that the artifact works.
-_EMULATED: dict[str, Any] = {"runs": 1, "seconds": 0.0, "warmup_seconds": 0.0, "op_runs": 0, "sustain_s": 0.0}
+_SHORT: dict[str, Any] = {"runs": 1, "seconds": 0.0, "warmup_seconds": 0.0, "op_runs": 0, "sustain_s": 0.0}
 
 
 @runtime_checkable
@@ -104,7 +106,7 @@ def _profiled(
     if artifact.suffix == ".mlpackage" and not _is_mac(facts):
         return described(device, facts, request, Figures(runtime=_no_runtime()), _reference_only(facts))
     if facts["emulated"]:
-        request = replace(request, **_EMULATED)
+        request = replace(request, **_SHORT)
     measured = _measure(device, request, progress)[0]
     if instructions:
         if not isinstance(device, CountsInstructions):
@@ -168,7 +170,7 @@ def described(
     spread = latency(real.samples_ms) or summarized(real.summary)
     noise = verdict(real.samples_ms, spread)
     return {
-        "device": _device_facts(device, facts, real),
+        "device": device_facts(device, facts, real),
         "artifact": str(request.artifact),
         "target": _target(request.artifact),
         "runtime": dict(measured.runtime),
@@ -236,7 +238,8 @@ def verdict(samples: tuple[float, ...], spread: Mapping[str, Any] | None) -> dic
     }
 
 
-def _device_facts(device: Transport, facts: Mapping[str, Any], measured: Figures) -> dict[str, Any]:
+def device_facts(device: Transport, facts: Mapping[str, Any], measured: Figures) -> dict[str, Any]:
+    """What a profile says of the device."""
     return {
         "name": device.name,
         "kind": device.kind,
@@ -283,7 +286,7 @@ def sustained(measured: Figures) -> dict[str, Any] | None:
 def _doubts(measured: Figures, noise: Mapping[str, Any] | None, emulated: bool) -> list[str]:
     """Warnings, a sentence each; the word before the colon names the kind."""
     if emulated:
-        return ["emulated: this machine is emulated, so times and memory were not reported"]
+        return [EMULATED]
     if not measured.samples_ms and not measured.summary:
         return []
     found = health.warnings(
@@ -330,7 +333,7 @@ def compare(
     spreads = latency(first.samples_ms), latency(second.samples_ms)
     slower = quantized_is_slower(targets[0], targets[1], result.faster)
     return {
-        "device": _device_facts(device, facts, first),
+        "device": device_facts(device, facts, first),
         "a": {"artifact": str(a), "target": targets[0], "latency_ms": spreads[0]},
         "b": {"artifact": str(b), "target": targets[1], "latency_ms": spreads[1]},
         "ratio": result.ratio,

@@ -103,7 +103,14 @@ class QemuDevice(LocalDevice):
         }
 
     def instructions(self, request: Request) -> int:
-        """Instructions of one inference: the median of three runs, one thread, after a warm-up run.
+        """Instructions of one inference, by `count`."""
+        inputs = ["--inputs", str(request.inputs.resolve())] if request.inputs else []
+        choice = ["--runtime", request.runtime, "--accelerator", request.accelerator]
+        words = ["profile", str(request.artifact.resolve()), *choice, *inputs]
+        return self.count(request.artifact, words, request.timeout_s)
+
+    def count(self, artifact: Path, words: list[str], timeout_s: float) -> int:
+        """Instructions of one run of the agent's task: the median of three, one thread, after a warm-up run.
 
         Raises InputError when no plugin is given, OutputFormError when it counted nothing.
         """
@@ -115,17 +122,15 @@ class QemuDevice(LocalDevice):
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "counts"
             plugin = ("-plugin", f"{self.plugin},out={out}")
-            model = str(request.artifact.resolve())
-            inputs = ["--inputs", str(request.inputs.resolve())] if request.inputs else []
-            choice = ["--runtime", request.runtime, "--accelerator", request.accelerator]
-            words = ["profile", model, "--marks", str(_RUNS), *choice, *inputs]
             # Addresses and hash seeds would change which branches Python and the allocator take.
             fixed = ["setarch", "-R"] if shutil.which("setarch") else []
             python = [*fixed, *self._python("-seed", "1", *plugin)]
             argv = [*host.environment(1), "PYTHONHASHSEED=0", *python, str(host.AGENT), *words]
             events: list[host.Event] = []
-            result = self.run(argv, request.timeout_s, lambda line: events.extend(host.event_of(line)))
-            host.check(self, request.artifact, events, result)
+            result = self.run(
+                [*argv, "--marks", str(_RUNS)], timeout_s, lambda line: events.extend(host.event_of(line))
+            )
+            host.check(self, artifact, events, result)
             text = out.read_text() if out.exists() else ""
         return counted(text)
 

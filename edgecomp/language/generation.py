@@ -86,36 +86,18 @@ class GenerationSession:
         """
         settings = settings or Sampling()
         ids = self.text.ids(prompt)
-        self._check(ids)
+        check_prompt(ids, self.decoder.room)
         return self._pieces(ids, settings)
 
-    def _check(self, ids: np.ndarray) -> None:
-        if not len(ids):
-            raise InputError("the prompt has no tokens; give at least one word")
-        if len(ids) >= self.decoder.room:
-            raise InputError(
-                f"the prompt has {len(ids)} tokens, the cache room for {self.decoder.room} with the answer; "
-                "shorten it, or export the decoder with more --room"
-            )
-
     def _pieces(self, prompt: np.ndarray, settings: Sampling) -> Iterator[str]:
-        made: list[int] = []
-        given = ""
+        pieces = Pieces(self.text, settings.stop)
         for token in self._tokens(prompt, settings):
-            made.append(token)
-            text = self.text.text(made)
-            cut = _first_stop(text, settings.stop)
-            if cut is not None:
+            if piece := pieces.add(token):
+                yield piece
+            if pieces.stopped:
                 self.ended = "stop"
-                if cut > len(given):
-                    yield text[len(given) : cut]
                 return
-            safe = len(text) - _open_end(text, settings.stop)
-            if safe > len(given) and not text.endswith(_UNFINISHED):
-                yield text[len(given) : safe]
-                given = text[:safe]
-        rest = self.text.text(made)[len(given) :]
-        if rest:
+        if rest := pieces.rest():
             yield rest
 
     def _tokens(self, prompt: np.ndarray, settings: Sampling) -> Iterator[int]:
@@ -153,6 +135,44 @@ def read(decoder: DecoderSession, prompt: np.ndarray, chunk: int = 0) -> np.ndar
     for start in range(0, len(prompt), piece):
         last = decoder.step(prompt[start : start + piece])[-1].copy()
     return last
+
+
+def check_prompt(ids: np.ndarray, room: int) -> None:
+    """Raise InputError when a prompt is empty or does not fit the cache with one new token."""
+    if not len(ids):
+        raise InputError("the prompt has no tokens; give at least one word")
+    if len(ids) >= room:
+        raise InputError(
+            f"the prompt has {len(ids)} tokens, the cache room for {room} with the answer; "
+            "shorten it, or export the decoder with more --room"
+        )
+
+
+class Pieces:
+    """New tokens as text, each piece as soon as it is certain. `stopped`: a stop string was met."""
+
+    def __init__(self, text: Text, stops: Sequence[str]) -> None:
+        self.text, self.stops, self.stopped = text, stops, False
+        self._made: list[int] = []
+        self._given = ""
+
+    def add(self, token: int) -> str:
+        """The text that is certain with this token: "" where a character or a stop string may go on."""
+        self._made.append(token)
+        text = self.text.text(self._made)
+        cut = _first_stop(text, self.stops)
+        if cut is not None:
+            self.stopped = True
+            return text[len(self._given) : cut]
+        safe = len(text) - _open_end(text, self.stops)
+        if safe <= len(self._given) or text.endswith(_UNFINISHED):
+            return ""
+        piece, self._given = text[len(self._given) : safe], text[:safe]
+        return piece
+
+    def rest(self) -> str:
+        """What was held back, when the text has ended otherwise."""
+        return self.text.text(self._made)[len(self._given) :]
 
 
 def _first_stop(text: str, stops: Sequence[str]) -> int | None:
