@@ -10,20 +10,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import adbutils
 import lab_machine as machine
 import pytest
 
+from edgecomp import decoding_on_device
 from edgecomp.devices import checkup, faults, profiler
 from edgecomp.devices.adb import AdbDevice, failure
 from edgecomp.devices.host import Request
 from edgecomp.errors import DeviceError, InputError
+from edgecomp.language.generation import GenerationSession
+from edgecomp.language.sampling import Sampling
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "devices"))
 from tiny_artifacts import write_onnx, write_tflite
+from tiny_decoders import PROMPT, write
 
 WELL, UNAUTHORIZED, OFFLINE, UNPLUGGED, FULL = range(6001, 6006)
 FAULTS = [
@@ -209,6 +213,21 @@ def test_the_agent_runs_both_formats_where_python_is(phone: Make, tmp_path: Path
     for artifact in (write_onnx(tmp_path / "m.onnx"), write_tflite(tmp_path / "m.tflite")):
         p = profiler.profile(device, artifact)
         assert p["device"]["kind"] == "adb" and p["latency_ms"] is None and p["runtime"]["version"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["bundled"], indirect=True)
+def test_a_decoder_writes_the_text_of_this_machine_until_a_stop_string(phone: Make, tmp_path: Path) -> None:
+    artifact = write(tmp_path, ("tflite-fp32",))["tflite-fp32"]
+    how = Sampling(temperature=0.9, top_k=60, seed=5, max_tokens=16)
+    expected = GenerationSession.open(artifact).generate(PROMPT, how)
+    found = decoding_on_device.generate(phone(), artifact, PROMPT, how)
+    assert found["text"] == expected and found["device"]["kind"] == "adb" and found["first_token_s"] is None
+    stop = replace(how, max_tokens=40, stop=(expected[2:4],))
+    found = decoding_on_device.generate(phone(), artifact, PROMPT, stop)
+    assert found["text"] == expected[: expected.find(expected[2:4])] and found["ended"] == "stop"
+    with pytest.raises(faults.RuntimeMissingError, match="install Python 3.9"):
+        decoding_on_device.generate(phone(interpreter="no-python"), artifact, PROMPT)
 
 
 @pytest.mark.parametrize("network", ["bundled"], indirect=True)
