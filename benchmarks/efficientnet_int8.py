@@ -1,13 +1,16 @@
-"""Our exports of EfficientNet-Lite0 beside ONNX Runtime's quantize_static and coremltools' palettize_weights.
+"""Our exports of EfficientNet-Lite0 beside those of ONNX Runtime, NNCF, AIMET, torchao, MCT and coremltools.
 
-    python benchmarks/efficientnet_int8.py [--repeats 1] [--images 100] [--calibration 128] [--aimet PYTHON]
+    python benchmarks/efficientnet_int8.py [--repeats 1] [--images 100] [--calibration 128]
+                                           [--aimet PYTHON] [--nncf PYTHON] [--mct PYTHON]
 
 Each contender works in a process of its own, from the float torch model to a written file: `seconds` is that
 work (imports and loading the model left out), `CPU s` the processor time in it, `peak RSS` that process's
 highest memory, `before` what it had with libraries, model and calibration images loaded. With --repeats, the
 contenders take turns and medians are shown. Each file is then evaluated on the same images against the float
 torch model; `exact` is ONNX Runtime with graph optimizations off, LiteRT with its reference kernels; Core ML
-runs on our Linux executor.
+runs on our Linux executor. `simulated` is a torch module that rounds as integers would, for a peer that gives
+no INT8 file. AIMET, NNCF and MCT work in environments of their own, whose Python the options name; without
+it they are left out (efficientnet_peers.py).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import efficientnet_peers as peers
 import numpy as np
 import torch
 from torch import nn
@@ -36,8 +40,7 @@ from edgecomp import door, files
 from edgecomp.numerics import metrics
 from edgecomp.spec import Batch, Candidate, Data, Preprocessing, TensorSpec
 
-_AIMET = "EDGECOMP_BENCHMARK_AIMET"
-INPUT = TensorSpec("image", (1, 3, 224, 224), layout="NCHW")
+INPUT = TensorSpec("image", peers.SHAPE, layout="NCHW")
 
 
 @dataclass
@@ -119,84 +122,6 @@ def taught(target: str) -> Callable[[], Callable[[nn.Module, np.ndarray, Path], 
     return prepare
 
 
-def prepared_onnx(model: nn.Module, folder: Path) -> Path:
-    """The float model as a file, after ONNX Runtime's pre-processing for quantization."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    program = torch.onnx.export(
-        model, (torch.zeros(INPUT.shape),), dynamo=True, input_names=["image"],
-        output_names=["output"], opset_version=20, external_data=False, verbose=False,
-    )  # fmt: skip
-    program.save(str(folder / "float.onnx"))
-    quant_pre_process(str(folder / "float.onnx"), str(folder / "prepared.onnx"), skip_symbolic_shape=False)
-    return folder / "prepared.onnx"
-
-
-def aimet(scheme: str) -> Callable[[], Callable[[nn.Module, np.ndarray, Path], None]]:
-    """AIMET-ONNX on the same prepared file, run by the Python that --aimet names (zoo_aimet.py)."""
-
-    def prepare() -> Callable[[nn.Module, np.ndarray, Path], None]:
-        python = os.environ.get(_AIMET, "")
-        if not python:
-            raise SystemExit("this contender needs --aimet PYTHON, of an environment with aimet-onnx")
-
-        def work(model: nn.Module, calibration: np.ndarray, path: Path) -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                prepared, arrays = prepared_onnx(model, Path(folder)), Path(folder) / "calibration.npz"
-                np.savez(arrays, image=calibration)
-                script = str(Path(__file__).with_name("zoo_aimet.py"))
-                subprocess.run([python, script, prepared, arrays, path, scheme], check=True)
-
-        return work
-
-    return prepare
-
-
-def onnxruntime_static() -> Callable[[nn.Module, np.ndarray, Path], None]:
-    """ONNX Runtime's own, after its pre-processing: U8S8, weights per channel, min-max."""
-    from onnxruntime import quantization as q
-
-    class Reader(q.CalibrationDataReader):
-        def __init__(self, crops: np.ndarray) -> None:
-            self.rows = iter([{"image": crops[i : i + 1]} for i in range(len(crops))])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.rows, None)
-
-    def work(model: nn.Module, calibration: np.ndarray, path: Path) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            prepared = prepared_onnx(model, Path(folder))
-            q.quantize_static(
-                str(prepared), str(path), Reader(calibration),
-                quant_format=q.QuantFormat.QDQ, per_channel=True,
-                activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
-                calibrate_method=q.CalibrationMethod.MinMax,
-            )  # fmt: skip
-
-    return work
-
-
-def coremltools_palettes() -> Callable[[nn.Module, np.ndarray, Path], None]:
-    """coremltools' own: traced, converted to float16, 4-bit k-means, one palette for each weight tensor."""
-    import edgecomp.exporters.coreml_toolkit  # noqa: F401  coremltools 9.0 fails on NumPy 2.4 without its repair
-
-    import coremltools as ct  # isort: skip
-    import coremltools.optimize.coreml as cto  # isort: skip
-
-    def work(model: nn.Module, calibration: np.ndarray, path: Path) -> None:
-        traced = torch.jit.trace(model, torch.zeros(INPUT.shape))
-        converted = ct.convert(
-            traced, convert_to="mlprogram", minimum_deployment_target=ct.target.iOS16,
-            inputs=[ct.TensorType("image", INPUT.shape)], outputs=[ct.TensorType("output")],
-            compute_units=ct.ComputeUnit.CPU_ONLY, skip_model_load=True,
-        )  # fmt: skip
-        settings = cto.OpPalettizerConfig(mode="kmeans", nbits=4)
-        compressed = cto.palettize_weights(converted, cto.OptimizationConfig(global_config=settings))
-        compressed.save(str(path))
-
-    return work
-
-
 WIDE = {"activation_sqnr_db": 34.0}
 CONTENDERS = {
     "edgecomp-onnx": Contender("edgecomp onnx-qdq", ".onnx", ours("onnx-qdq", {})),
@@ -217,11 +142,20 @@ CONTENDERS = {
     ),
     "edgecomp-qat": Contender("edgecomp onnx-qdq, wide, QAT", ".onnx", taught("onnx-qdq")),
     "edgecomp-qat-tflite": Contender("edgecomp tflite-int8, wide, QAT", ".tflite", taught("tflite-int8")),
-    "onnxruntime": Contender("ONNX Runtime quantize_static U8S8", ".onnx", onnxruntime_static),
-    "aimet-minmax": Contender("AIMET-ONNX, min-max", ".onnx", aimet("min_max")),
-    "aimet-sqnr": Contender("AIMET-ONNX, ranges by SQNR", ".onnx", aimet("tf_enhanced")),
+    "onnxruntime": Contender("ONNX Runtime quantize_static U8S8", ".onnx", peers.onnxruntime_static),
+    "nncf-default": Contender("NNCF, defaults", ".onnx", peers.nncf("default")),
+    "nncf-mixed": Contender("NNCF, mixed preset, no overflow fix", ".onnx", peers.nncf("mixed-no-fix")),
+    "nncf-mixed-full": Contender(
+        "the same, full bias correction", ".onnx", peers.nncf("mixed-no-fix-full-correction")
+    ),
+    "aimet-minmax": Contender("AIMET-ONNX, min-max", ".onnx", peers.aimet("min_max")),
+    "aimet-sqnr": Contender("AIMET-ONNX, ranges by SQNR", ".onnx", peers.aimet("tf_enhanced")),
+    "torchao": Contender("torchao PT2E, x86 quantizer", ".onnx", peers.torchao_x86),
+    "mct": Contender("MCT, post-training", peers.SIMULATED, peers.mct),
     "edgecomp-coreml": Contender("edgecomp coreml-pal4", ".mlpackage", ours("coreml-pal4", None)),
-    "coremltools": Contender("coremltools palettize_weights 4 bits", ".mlpackage", coremltools_palettes),
+    "coremltools": Contender(
+        "coremltools palettize_weights 4 bits", ".mlpackage", peers.coremltools_palettes
+    ),
 }
 RUNTIMES = {
     ".onnx": ("onnx", {"ONNX Runtime, optimized": True, "ONNX Runtime, exact": False}),
@@ -267,7 +201,7 @@ def contend(name: str, folder: Path) -> dict[str, Any]:
         "cpu_seconds": cpu_seconds() - cpu,
         "peak_rss_bytes": peak_rss_bytes(),
         "rss_before_bytes": before,
-        "size_bytes": files.size_bytes(path),
+        "size_bytes": 0 if path.suffix == peers.SIMULATED else files.size_bytes(path),
     }
 
 
@@ -286,17 +220,23 @@ def evaluate(name: str, folder: Path) -> dict[str, dict[str, float]]:
 
     images, expected = np.load(folder / "evaluation.npy"), np.load(folder / "reference.npy")
     suffix = CONTENDERS[name].suffix
+    if suffix == peers.SIMULATED:
+        scores = peers.simulated(folder / f"{name}{suffix}", folder / "evaluation.npy")
+        return {"simulated in torch": figures(expected, scores)}
     runtime, ways = RUNTIMES[suffix]
     found = {}
     for way, optimize in ways.items():
         session = registry.load("runtimes", runtime)().open(folder / f"{name}{suffix}", optimize=optimize)
-        scores = door.run_float(session, [images])[0]
-        found[way] = {
-            "sqnr_db": metrics.sqnr_db(expected, scores),
-            "top1_agreement": metrics.top1_agreement(expected, scores),
-            "cosine": metrics.cosine(expected, scores),
-        }
+        found[way] = figures(expected, door.run_float(session, [images])[0])
     return found
+
+
+def figures(expected: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    return {
+        "sqnr_db": metrics.sqnr_db(expected, scores),
+        "top1_agreement": metrics.top1_agreement(expected, scores),
+        "cosine": metrics.cosine(expected, scores),
+    }
 
 
 def in_own_process(task: str, name: str, folder: Path) -> Any:
@@ -352,11 +292,11 @@ def table(results: list[Result]) -> str:
     for r in results:
         own = (
             f"{r.contender} | {r.seconds:.1f} | {r.cpu_seconds:.1f} | {r.peak_rss_bytes / 1e6:.0f} "
-            f"({r.rss_before_bytes / 1e6:.0f}) | {r.size_bytes / 1e6:.2f}"
+            f"({r.rss_before_bytes / 1e6:.0f}) | {f'{r.size_bytes / 1e6:.2f}' if r.size_bytes else 'no file'}"
         )
         for way, a in r.accuracy.items():
-            figures = f"{a['sqnr_db']:.2f} | {a['top1_agreement']:.2f} | {a['cosine']:.4f}"
-            lines.append(f"| {own} | {way} | {figures} |")
+            shown = f"{a['sqnr_db']:.2f} | {a['top1_agreement']:.2f} | {a['cosine']:.4f}"
+            lines.append(f"| {own} | {way} | {shown} |")
             own = " | | | | "
     return "\n".join(lines)
 
@@ -367,7 +307,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100, help="evaluation crops")
     parser.add_argument("--calibration", type=int, default=128, help="calibration crops")
     parser.add_argument("--contender", action="append", choices=sorted(CONTENDERS), help="only these")
-    parser.add_argument("--aimet", metavar="PYTHON", help="Python of an environment with aimet-onnx")
+    for peer, package in peers.ENVIRONMENTS.items():
+        parser.add_argument(f"--{peer}", metavar="PYTHON", help=f"Python of an environment with {package}")
     parser.add_argument("--json", metavar="PATH", help="write the figures there too (- is stdout)")
     parser.add_argument("--task", choices=("contend", "evaluate", "reference"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -382,9 +323,8 @@ def main() -> None:
         return
     import photos
 
-    if options.aimet:
-        os.environ[_AIMET] = options.aimet
-    names = options.contender or [n for n in CONTENDERS if options.aimet or not n.startswith("aimet")]
+    absent = peers.remember({peer: getattr(options, peer) for peer in peers.ENVIRONMENTS})
+    names = options.contender or [n for n in CONTENDERS if n.split("-")[0] not in absent]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         np.save(folder / "calibration.npy", photos.calibration(options.calibration))

@@ -32,6 +32,7 @@ FILES = {"plain": "edgecomp onnx-qdq", "safe": "edgecomp onnx-qdq, safe_x86", "o
 def make(folder: Path, calibration: np.ndarray) -> None:
     """Our two files from one plan, and the peer's, from the same crops."""
     import efficientnet_int8 as shared
+    import efficientnet_peers as peers
 
     from edgecomp import registry
     from edgecomp.spec import Candidate, Data
@@ -43,7 +44,7 @@ def make(folder: Path, calibration: np.ndarray) -> None:
         for name, safe in (("plain", False), ("safe", True)):
             exporter(safe_x86=safe).export(plan, data, folder / f"{name}.onnx")
     if not (folder / "ort.onnx").exists():
-        shared.onnxruntime_static()(shared.float_model(), calibration, folder / "ort.onnx")
+        peers.onnxruntime_static()(shared.float_model(), calibration, folder / "ort.onnx")
 
 
 def scores(folder: Path, images: np.ndarray, optimize: bool) -> dict[str, np.ndarray]:
