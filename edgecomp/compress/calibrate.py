@@ -34,11 +34,16 @@ def calibrate(
     settings: observe.ObserverSettings,
     by_name: rules.Rules | None = None,
 ) -> Calibration:
-    """Observe the first `samples` samples. A range known from preprocessing is never made smaller."""
+    """Observe the first `samples` samples. A range known from preprocessing is never made smaller.
+
+    The model's outputs keep their widest range, with room for unseen samples: what is cut off there reaches
+    the user, the largest logits first.
+    """
     groups = scales.group(graph_module, bits)
     names = [n for n in groups.root if groups.find(n) not in groups.prescribed]
     other = rules.by_group(graph_module, by_name or {}, groups, "observer")
-    watched = _Watched(graph_module, source, samples, plan.activation_spec(bits))
+    outputs = _outputs(graph_module, groups)
+    watched = _Watched(graph_module, source, samples, plan.activation_spec(bits), outputs)
     found: Ranges = {}
     clipped: Ranges = {}
     for observer in dict.fromkeys((settings.observer, *other.values())):
@@ -46,6 +51,7 @@ def calibrate(
         if observer == "output" and bits == 8:
             widest, clipped = watched.both(wanted)
             found |= widest
+            clipped = {name: chosen for name, chosen in clipped.items() if name not in outputs}
         else:
             plain: observe.Observer = "minmax" if observer == "output" else observer
             found |= watched.ranges(wanted, observe.ObserverSettings(plain, settings.percentile))
@@ -66,16 +72,26 @@ class _Watched:
     source: DataSource
     samples: int
     spec: QuantSpec
+    roomy: frozenset[str]
 
     def _batches(self) -> Iterator[tuple[Tensor, ...]]:
         return observe.tensor_batches(self.source, self.samples)
 
     def ranges(self, names: Sequence[str], settings: observe.ObserverSettings) -> Ranges:
-        return observe.observe(self.graph_module, self._batches, names, self.spec, settings)
+        return observe.observe(self.graph_module, self._batches, names, self.spec, settings, self.roomy)
 
     def both(self, names: Sequence[str]) -> tuple[Ranges, Ranges]:
         settings = observe.ObserverSettings("mse")
-        return observe.widest_and_clipped(self.graph_module, self._batches, names, self.spec, settings)
+        return observe.widest_and_clipped(
+            self.graph_module, self._batches, names, self.spec, settings, self.roomy
+        )
+
+
+def _outputs(graph_module: GraphModule, groups: scales.ScaleGroups) -> frozenset[str]:
+    """Names of the model's outputs and of all that shares a scale with them."""
+    given = graph_module.graph.find_nodes(op="output")[0].all_input_nodes
+    roots = {groups.find(n.name) for n in given if n.name in groups.root}
+    return frozenset(name for name in groups.root if groups.find(name) in roots)
 
 
 def _known(graph_module: GraphModule, source: DataSource, found: Ranges) -> Ranges:

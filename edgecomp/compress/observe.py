@@ -6,8 +6,8 @@ distribution) counts a histogram between them. Nothing else is kept, whatever th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from edgecomp.errors import DataError, InputError
 from edgecomp.graph.interpret import watch
 from edgecomp.numerics import ranges
+from edgecomp.numerics.extremes import Extremes
 from edgecomp.spec import DataSource, QuantSpec
 
 Observer = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "output"]
@@ -29,6 +30,7 @@ SENTINEL_MARGIN = 16.0
 
 _BINS = 2048
 _MOMENTUM = 0.1
+_ONE_IN = 300
 
 Batches = Callable[[], Iterable[Sequence[Tensor]]]
 
@@ -40,9 +42,13 @@ class Extent:
     low: float = np.inf
     high: float = -np.inf
     marked: bool = False
+    lows: Extremes = field(default_factory=Extremes)
+    highs: Extremes = field(default_factory=Extremes)
 
     def widen(self, low: float, high: float) -> None:
         self.low, self.high = min(self.low, low), max(self.high, high)
+        self.lows.add(-low)
+        self.highs.add(high)
 
     def follow(self, low: float, high: float) -> None:
         """Moving average of per-batch extremes, momentum 0.1 (TensorFlow's and PyTorch's default is 0.01)."""
@@ -53,6 +59,12 @@ class Extent:
 
     def final(self) -> tuple[float, float]:
         return (0.0, 0.0) if self.low > self.high else self.with_margin(self.low, self.high)
+
+    def roomy(self) -> tuple[float, float]:
+        """The range with room for samples that were not seen: one in 300 is expected to go beyond."""
+        if self.low > self.high or self.marked:
+            return self.final()
+        return min(self.low, -self.lows.level(_ONE_IN)), max(self.high, self.highs.level(_ONE_IN))
 
     def with_margin(self, low: float, high: float) -> tuple[float, float]:
         """The range with room for a mark below it, however an observer shrank it."""
@@ -92,15 +104,21 @@ def observe(
     names: Sequence[str],
     spec: QuantSpec,
     settings: ObserverSettings,
+    roomy: frozenset[str] = frozenset(),
 ) -> dict[str, tuple[float, float]]:
     """Range (low, high) of each named node over all batches. Raises DataError on NaN.
 
-    "output" is no observer of single values: `widest_and_clipped` gives what it chooses from.
+    `roomy`: nodes whose extremes get room for unseen samples (observer "minmax"). "output" is no observer of
+    single values: `widest_and_clipped` gives what it chooses from.
     """
     if settings.observer in ("minmax", "moving-average"):
         extents = _extents(graph_module, batches, frozenset(names), settings.observer == "moving-average")
-        return {name: extent.final() for name, extent in extents.items()}
+        return _final(extents, roomy if settings.observer == "minmax" else frozenset())
     return widest_and_clipped(graph_module, batches, names, spec, settings)[1]
+
+
+def _final(extents: Mapping[str, Extent], roomy: frozenset[str]) -> dict[str, tuple[float, float]]:
+    return {name: e.roomy() if name in roomy else e.final() for name, e in extents.items()}
 
 
 def widest_and_clipped(
@@ -109,10 +127,12 @@ def widest_and_clipped(
     names: Sequence[str],
     spec: QuantSpec,
     settings: ObserverSettings,
+    roomy: frozenset[str] = frozenset(),
 ) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:
-    """Extremes of each named node, and the range that an observer of distributions chose."""
+    """Extremes of each named node (with room for `roomy`), and the range that an observer of distributions
+    chose."""
     extents = _extents(graph_module, batches, frozenset(names), follow=False)
-    found = {name: extent.final() for name, extent in extents.items()}
+    found = _final(extents, roomy)
     counts = _histograms(graph_module, batches, found)
     chosen = {name: _choose(counts[name], *found[name], spec, settings) for name in found}
     return found, {name: extents[name].with_margin(*chosen[name]) for name in found}

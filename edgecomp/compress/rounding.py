@@ -24,6 +24,8 @@ Rounding = Literal["nearest", "sequential-mse", "gptq", "descent"]
 Correction = Literal["auto", "none", "analytic", "empirical", "checked"]
 
 _GRID = tuple(float(share) for share in np.linspace(0.6, 1.0, 17))
+_FEW_WEIGHTS = 25
+"""Up to that many weights for each output, a scale is worth choosing by where it puts its grid."""
 _CLIP_SHARES = {8: (1.0,), 4: _GRID}
 
 
@@ -150,6 +152,8 @@ class Rounder:
             scale = np.maximum(np.abs(trained).max(axis=2) / spec.qmax, affine.SMALLEST_SCALE)
         else:
             scale = gptq.clipped_scales(trained, hessian, spec.qmax, shares)
+        if how in ("gptq", "descent") and trained.shape[2] <= _FEW_WEIGHTS:
+            scale = gptq.aligned_scales(trained, hessian, scale, spec.qmax)
         users = scales.weight_nodes(self.graph_module)[name]
         floored = plan.weight_scale(
             self.graph_module, users, self.activations, scale.reshape(-1).astype(np.float32)

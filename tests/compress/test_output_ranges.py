@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from edgecomp.compress import observe, output_ranges, plan, rounding, scales
+from edgecomp.compress import calibrate, observe, output_ranges, plan, rounding, scales
 from edgecomp.graph import capture
+from tests.compress.test_ptq import Rows
 
 
 class Tail(nn.Module):
@@ -70,3 +72,20 @@ def test_agreed_is_a_smaller_mean_of_the_same_sign(seed: int, count: int) -> Non
     drifts = np.random.default_rng(seed).normal(0.3, 1, (count, 5))
     found, mean = rounding.agreed(drifts), drifts.mean(0)
     assert (np.abs(found) <= np.abs(mean) + 1e-12).all() and (found * mean >= 0).all()
+
+
+@pytest.mark.parametrize("observer", ["minmax", "output"])
+def test_outputs_get_room_for_unseen_samples_and_inner_values_do_not(observer: observe.Observer) -> None:
+    """One output in 300 would go beyond what 40 samples gave; a hidden layer's range is what was seen."""
+    rows = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5)).eval()
+    graph_module = capture(module, (torch.zeros(1, 4),))
+    seen = calibrate.calibrate(
+        graph_module, Rows(rows.numpy()), 40, 8, observe.ObserverSettings(observer)
+    ).ranges
+    with torch.no_grad():
+        hidden, outputs = module[1](module[0](rows)), module(rows)
+    low, high = seen["linear_1"]
+    assert low < float(outputs.min()) and high > float(outputs.max())
+    assert high - low < 2.5 * float(outputs.max() - outputs.min())
+    assert seen["relu"][1] <= float(hidden.max()) + 1e-5

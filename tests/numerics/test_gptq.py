@@ -93,3 +93,25 @@ def test_descent_mends_what_rounding_to_nearest_did() -> None:
     weight, hessian, scale = np.full((1, 1, 4), 0.4), np.ones((1, 4, 4)), np.array([[1.0]])
     found = gptq.descend(weight, np.zeros((1, 1, 4), np.int32), hessian, scale, 7)
     assert found.sum() == 2
+
+
+def test_a_scale_at_which_all_weights_lie_on_the_grid_is_found() -> None:
+    """0.5 and 1.05 in steps of 0.5 leave 0.05; in steps of 0.5125 0.0125 and 0.025; in steps of 0.525 0.025."""
+    weight, moments = np.array([[[0.5, 1.05]]]), np.eye(2)[None]
+    scale = gptq.aligned_scales(weight, moments, np.array([[0.5]]), 7, (1.0, 1.025, 1.05))
+    assert np.isclose(scale.item(), 0.525)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(2, 9))
+def test_aligned_scales_never_err_more(seed: int, groups: int, d: int) -> None:
+    rng = np.random.default_rng(seed)
+    inputs = rng.standard_normal((groups, d, 40)) + rng.standard_normal((groups, 1, 40))
+    moments = gptq.damped(inputs @ inputs.transpose(0, 2, 1) / 40)
+    weight = rng.standard_normal((groups, 2, d))
+    given_scale = np.abs(weight).max(axis=2) / 127
+    found = gptq.aligned_scales(weight, moments, given_scale, 127)
+    before = _cost(weight, gptq.round_weights(weight, moments, given_scale, 127), given_scale, moments)
+    after = _cost(weight, gptq.round_weights(weight, moments, found, 127), found, moments)
+    assert after <= before * 1.02
+    assert (np.abs(np.log(found / given_scale)) < 0.11).all()
