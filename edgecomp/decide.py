@@ -33,11 +33,13 @@ class QuantizeToBudget:
     quantization towards the float model (`train_epochs`; 0 leaves it out). Each starts from what was kept
     before it, and is kept itself if it loses less. `max_drop` is in points: hundredths of the task's
     metric where the evaluation data have targets, else of top-1 disagreement with the float model, else
-    of noise power over output power. `size_bytes`: 4-bit weights, where they cost least, until all
-    weights fit. Judged on `evaluation_samples` of the evaluation data, or on the last quarter of the
-    calibration data, which are then not calibrated on."""
+    of noise power over output power. `min_sqnr_db`, in place of `max_drop`: the outputs' noise itself is
+    judged, whatever the task, and is to lie that far below them. `size_bytes`: 4-bit weights, where they
+    cost least, until all weights fit. Judged on `evaluation_samples` of the evaluation data, or on the
+    last quarter of the calibration data, which are then not calibrated on."""
 
     max_drop: float = 0.5
+    min_sqnr_db: float | None = None
     size_bytes: int | None = None
     samples: int = 128
     evaluation_samples: int = 500
@@ -51,11 +53,18 @@ class QuantizeToBudget:
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop <= 100:
             raise RecipeError(f"max_drop is {self.max_drop}; expected points from 0 to 100, such as 0.5")
+        if self.min_sqnr_db is not None and not 0 <= self.min_sqnr_db <= 120:
+            raise RecipeError(f"min_sqnr_db is {self.min_sqnr_db}; expected dB from 0 to 120, such as 30")
         if self.size_bytes is not None and self.size_bytes < 1:
             raise RecipeError(f"size_bytes is {self.size_bytes}; expected 1 or more")
         if self.train_epochs < 0 or self.evaluation_samples < 1:
             raise RecipeError("train_epochs must be 0 or more, evaluation_samples 1 or more")
         self._first()
+
+    @property
+    def points(self) -> float:
+        """What may be lost, in points of what is judged."""
+        return self.max_drop if self.min_sqnr_db is None else 100 * 10 ** (-self.min_sqnr_db / 10)
 
     def _first(self) -> Quantize:
         return Quantize(
@@ -71,7 +80,9 @@ class QuantizeToBudget:
         """The best candidate found; its record holds `attempts` (see `Attempt`). Raises DataError without
         calibration data, ModelError when the weights cannot fit `size_bytes`."""
         calibration_source(data)
-        judge, data = Judge.prepare(candidate, data, self.evaluation_samples)
+        judge, data = Judge.prepare(
+            candidate, data, self.evaluation_samples, of_noise=self.min_sqnr_db is not None
+        )
         search = _Search(self, candidate, data, judge)
         search.run()
         found = search.best
@@ -121,7 +132,7 @@ class _Search:
 
     @property
     def holds(self) -> bool:
-        return self.quality is not None and self.quality.drop <= self.budget.max_drop
+        return self.quality is not None and self.quality.drop <= self.budget.points
 
     def run(self) -> None:
         for method in self._methods():
@@ -159,7 +170,7 @@ class _Search:
 
     def _target(self, share: float, noise: float) -> float:
         """The noise to aim at: a share of what there is, or of what may be where noise itself is judged."""
-        return share * min(noise, self.budget.max_drop / 100 if self.judge.of_noise else noise)
+        return share * min(noise, self.budget.points / 100 if self.judge.of_noise else noise)
 
     def _sixteen_bits(self, share: float) -> _Method | None:
         found = decide_bits.measured(self.best, calibration_source(self.data))
@@ -229,16 +240,19 @@ class _Search:
         """Lines for people: the verdict, then each method."""
         drop = math.nan if self.quality is None else self.quality.drop
         said = "holds" if self.holds else "does not hold"
-        verdict = (
-            f"the budget of {self.budget.max_drop:g} points {said}: {drop:.2f} points of {self.judge.unit} "
-            f"on {self.judge.count} samples ({self.judge.said})"
-        )
+        limit = self.budget.min_sqnr_db
+        asked = f"{self.budget.max_drop:g} points" if limit is None else f"{limit:g} dB"
+        reached = f"{drop:.2f} points of {self.judge.unit}" if limit is None else f"{self._sqnr():.2f} dB"
+        verdict = f"the budget of {asked} {said}: {reached} on {self.judge.count} samples ({self.judge.said})"
         lines = (
             f"{a.method}: {a.quality.sqnr_db:.2f} dB, drop {a.quality.drop:.2f}, {a.seconds:.1f} s"
             for a in self.attempts
         )
         marks = ("kept" if a.kept else "left out" for a in self.attempts)
         return (verdict, *(f"{line}, {mark}" for line, mark in zip(lines, marks, strict=True)))
+
+    def _sqnr(self) -> float:
+        return math.nan if self.quality is None else self.quality.sqnr_db
 
 
 def _gain(now: float, before: float) -> float:

@@ -93,11 +93,16 @@ class Judge:
         return len(self.reference[0])
 
     @classmethod
-    def prepare(cls, candidate: Candidate, data: Data, most: int) -> tuple[Judge, Data]:
-        """A judge, and the data that are left for calibration. Raises DataError when too few are left."""
+    def prepare(
+        cls, candidate: Candidate, data: Data, most: int, *, of_noise: bool = False
+    ) -> tuple[Judge, Data]:
+        """A judge, and the data that are left for calibration. `of_noise`: the outputs' noise is judged,
+        whatever targets or classes there are. Raises DataError when too few are left."""
         source, said, data = _held_out(data, most)
         runner = stepping.runner(replace(candidate, quantization=None), source)
         outputs, targets = _outputs(runner, source)
+        if of_noise:
+            return cls(source, outputs, None, None, None, _NOISE, said), data
         metric = None if targets is None else infer(outputs, targets)
         if metric is not None and targets is not None and metric.higher_is_better:
             value = metric.value(metric.states(outputs, targets))
@@ -114,9 +119,9 @@ class Judge:
         if self.metric is not None and self.targets is not None and self.value is not None:
             value = self.metric.value(self.metric.states(outputs, self.targets))
             return Quality(sqnr, agreement, value, 100 * (self.value - value))
-        if agreement is not None:
+        if agreement is not None and not self.of_noise:
             return Quality(sqnr, agreement, None, 100 * (1 - agreement))
-        return Quality(sqnr, None, None, 100 * 10 ** (-sqnr / 10))
+        return Quality(sqnr, agreement, None, 100 * 10 ** (-sqnr / 10))
 
 
 def _held_out(data: Data, most: int) -> tuple[DataSource, str, Data]:

@@ -70,6 +70,19 @@ def test_it_stops_at_the_first_method_that_holds() -> None:
     assert found.quantization is not None and found.original is not None
 
 
+def test_a_budget_of_noise_is_judged_by_noise_whatever_the_classes() -> None:
+    first = QuantizeToBudget(max_drop=100.0)(candidate(), DATA).history[-1].settings["attempts"][0]
+    wanted = first["quality"]["sqnr_db"] + 6
+    record = QuantizeToBudget(min_sqnr_db=wanted, train_epochs=0)(candidate(), DATA).history[-1]
+    attempts = record.settings["attempts"]
+    assert len(attempts) > 1 and attempts[0]["kept"]
+    assert attempts[0]["quality"]["sqnr_db"] == pytest.approx(first["quality"]["sqnr_db"])
+    assert attempts[0]["quality"]["drop"] == pytest.approx(100 * 10 ** (-first["quality"]["sqnr_db"] / 10))
+    kept = [a["quality"]["sqnr_db"] for a in attempts if a["kept"]]
+    assert kept == sorted(kept) and kept[-1] >= wanted
+    assert record.notes[0].startswith(f"the budget of {wanted:g} dB holds: {kept[-1]:.2f} dB on 40 samples")
+
+
 def test_what_pays_is_kept_and_the_next_starts_from_it() -> None:
     step = QuantizeToBudget(max_drop=0.0, train_epochs=1, learning_rate=1e-3)
     found = step(candidate(), Data(calibration=Samples(24, 0), evaluation=Samples(300, 1)))
@@ -184,6 +197,7 @@ def test_four_bit_weights_fit_a_size() -> None:
     ("settings", "message"),
     [
         ({"max_drop": -1.0}, "max_drop is -1.0"),
+        ({"min_sqnr_db": -3.0}, "min_sqnr_db is -3.0"),
         ({"size_bytes": 0}, "size_bytes is 0"),
         ({"train_epochs": -1}, "0 or more"),
     ],
@@ -216,3 +230,9 @@ def test_the_command_prints_attempts_and_sensitivities(tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "--max-drop" in refused.output
     refused = CliRunner().invoke(command, [f"{model}:make", "--allow-float", "--out", str(out)])
     assert refused.exit_code == 2 and "--max-drop" in refused.output
+    both = [*arguments, "--min-sqnr", "20", "--out", str(out)]
+    refused = CliRunner().invoke(command, both)
+    assert refused.exit_code == 2 and "--min-sqnr" in refused.output
+    noisy = [*arguments[:3], "--min-sqnr", "5", "--out", str(tmp_path / "noise.pt")]
+    done = CliRunner().invoke(command, noisy)
+    assert done.exit_code == 0 and "the budget of 5 dB holds" in done.output

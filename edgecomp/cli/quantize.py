@@ -27,6 +27,10 @@ _BAR = 20
     help="Try methods, cheap ones first, until no more is lost: points of the metric, or of top-1 agreement.",
 )
 @click.option(
+    "--min-sqnr", type=float, metavar="DB",
+    help="In place of --max-drop: until the noise at the outputs lies that far below them.",
+)  # fmt: skip
+@click.option(
     "--size-bytes", type=int,
     help="With --max-drop: 4-bit weights, where they cost least, until they fit. With --groups: 2 to 8 bits.",
 )  # fmt: skip
@@ -41,6 +45,7 @@ _BAR = 20
 def command(
     samples: int | None,
     max_drop: float | None,
+    min_sqnr: float | None,
     size_bytes: int | None,
     allow_float: bool,
     groups: bool,
@@ -56,24 +61,27 @@ def command(
     such as --set method=hqq --set group_size=128 --set symmetric=false --set scaling=awq. With
     --size-bytes each weight gets 2, 3, 4, 6 or 8 bits, by what its rounding costs the model.
     """
-    if groups and (max_drop is not None or sensitivity):
+    if max_drop is not None and min_sqnr is not None:
+        raise click.UsageError("--max-drop and --min-sqnr are two budgets; give one of them")
+    budget = max_drop is not None or min_sqnr is not None
+    if groups and (budget or sensitivity):
         raise click.UsageError(
-            "--groups goes with neither --max-drop nor --sensitivity, which try activations"
+            "--groups goes with no --max-drop, --min-sqnr or --sensitivity, which try activations"
         )
     if groups:
         step.run("quantize-weights", facts, {"samples": samples, "size_budget": size_bytes})
         return
-    if size_bytes is not None and max_drop is None:
+    if size_bytes is not None and not budget:
         raise click.UsageError("--size-bytes goes with --max-drop: say what may be lost for it")
-    if allow_float and max_drop is None:
+    if allow_float and not budget:
         raise click.UsageError("--allow-float goes with --max-drop; --set exclude=... keeps operations float")
-    extra = {"samples": samples, "max_drop": max_drop, "size_bytes": size_bytes}
+    extra = {"samples": samples, "max_drop": max_drop, "min_sqnr_db": min_sqnr, "size_bytes": size_bytes}
     extra |= {"allow_float": True} if allow_float else {}
-    name = "quantize" if max_drop is None else "quantize-to-budget"
+    name = "quantize-to-budget" if budget else "quantize"
 
     def then(result: dict[str, Any]) -> RenderableType:
         below: list[RenderableType] = []
-        if max_drop is not None:
+        if budget:
             below.append(attempts(result["settings"]["attempts"]))
         if sensitivity:
             result["sensitivity"] = _measured(Path(result["checkpoint"]), facts)
