@@ -19,7 +19,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from edgecomp import recipe_gates, registry
+from edgecomp import plain_yaml, recipe_gates, registry
 from edgecomp.errors import EdgecompError, MissingError, RecipeError
 from edgecomp.parity import gates as gating
 from edgecomp.parity.metric_named import by_name
@@ -240,8 +240,8 @@ def read(path: Path) -> Document:
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        plain = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=plain_yaml.Loader)
+        plain = plain_yaml.load(text)
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text; expected a YAML recipe") from error
     except yaml.YAMLError as error:

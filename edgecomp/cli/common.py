@@ -15,7 +15,7 @@ import click
 import yaml
 from rich.console import Console, RenderableType
 
-from edgecomp import files
+from edgecomp import files, plain_yaml
 from edgecomp.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -114,7 +114,7 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
         if key in settings:
             raise InputError(f"setting {key!r} is given twice; give it once")
         try:
-            settings[key] = yaml.safe_load(text)
+            settings[key] = plain_yaml.load(text)
         except yaml.YAMLError as error:
             raise InputError(f"the value of setting {pair!r} is not valid YAML: quote it") from error
     return settings
