@@ -31,9 +31,10 @@ _SEARCH_STEPS = 12
 class PruneChannels:
     """Remove the least important channels, neurons and attention heads, coupled ones together.
 
-    Give `sparsity` (the fraction of each group's channels that goes) or `macs` (what may remain: a fraction
-    of the multiply-accumulates, or their number when above 1). `scope` group: every group loses the same
-    fraction; global: the lowest scores of the whole model go. Kept channels are a multiple of `round_to`.
+    Give `sparsity` (the fraction of each group's channels that goes), `macs` or `params` (what may remain: a
+    fraction of the multiply-accumulates or parameters, or their number when above 1). `scope` group: every
+    group loses the same fraction; global: the lowest scores of the whole model go. Kept channels are a
+    multiple of `round_to`.
     `exclude`: patterns of module names whose outputs stay. `max_sparsity` bounds what one group can lose.
     `rules`: pattern of a module name, or `type:Linear`, -> the sparsity of its group (0: it stays); a name
     goes before a type, and both before the step's own setting. `recovery` least-squares fits the layers that
@@ -45,6 +46,7 @@ class PruneChannels:
 
     sparsity: float | None = None
     macs: float | None = None
+    params: float | None = None
     criterion: Criterion = "l2"
     scope: Literal["group", "global"] = "group"
     round_to: int = 8
@@ -56,13 +58,14 @@ class PruneChannels:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if (self.sparsity is None) == (self.macs is None):
+        if sum(a is not None for a in (self.sparsity, self.macs, self.params)) != 1:
             raise RecipeError(
-                f"prune has sparsity {self.sparsity} and macs {self.macs}; expected one of the two, for "
-                "example sparsity: 0.3 or macs: 0.5"
+                f"prune has sparsity {self.sparsity}, macs {self.macs} and params {self.params}; expected "
+                "one of the three, for example sparsity: 0.3 or macs: 0.5"
             )
         check("sparsity", self.sparsity, self.sparsity is None or 0 < self.sparsity < 1, "between 0 and 1")
         check("macs", self.macs, self.macs is None or self.macs > 0, "a fraction that remains, or a number")
+        check("params", self.params, self.params is None or self.params > 0, "what remains, or a number")
         check("criterion", self.criterion, self.criterion in CRITERIA, f"one of {', '.join(CRITERIA)}")
         check("scope", self.scope, self.scope in ("group", "global"), "group or global")
         for pattern, value in self.rules.items():
@@ -89,12 +92,10 @@ class PruneChannels:
         types = {n: type(m).__name__ for n, m in module.named_modules()}
         ruled = [self._rule(g, types) for g in analysis.groups]
         units = self._chosen(module, analysis.groups, scores, inputs, ruled)
-        before = counting.count_macs(module, inputs)
         original = copy.deepcopy(module)
         kept = remove(module, list(zip(analysis.groups, units, strict=True)))
-        after = counting.count_macs(module, inputs)
         notes = (
-            f"multiply-accumulates {before:,} -> {after:,}",
+            *_sizes(original, module, inputs),
             *self._recovered(original, module, kept, data),
             *_removed_notes(analysis.groups, units, self.round_to),
             *(f"{layer} not pruned: {reason}" for layer, reason in analysis.kept.items()),
@@ -130,20 +131,27 @@ class PruneChannels:
     ) -> list[np.ndarray]:
         if self.sparsity is not None:
             return self._units(groups, scores, self.sparsity, ruled)
-        total = counting.count_macs(module, inputs)
-        budget = float(self.macs or 0) * (total if float(self.macs or 0) <= 1 else 1)
+        what, count = self._counted(inputs)
+        total, wanted = count(module), float(self.macs or self.params or 0)
+        budget = wanted * (total if wanted <= 1 else 1)
 
         def left(units: Sequence[np.ndarray]) -> int:
             trial = copy.deepcopy(module)
             remove(trial, list(zip(groups, units, strict=True)))
-            return counting.count_macs(trial, inputs)
+            return count(trial)
 
         def remaining(sparsity: float) -> int:
             return left(self._units(groups, scores, sparsity, ruled))
 
-        smallest = _smallest(remaining, budget, self.max_sparsity, total)
+        smallest = _smallest(remaining, budget, self.max_sparsity, f"{total:,} {what}")
         units = self._units(groups, scores, smallest, ruled)
         return self._put_back(groups, scores, units, ruled, lambda u: left(u) <= budget)
+
+    def _counted(self, inputs: tuple[Tensor, ...]) -> tuple[str, Callable[[nn.Module], int]]:
+        """What the budget is of: its name, and how it is counted."""
+        if self.params is not None:
+            return "parameters", lambda module: counting.count_parameters(module)[0]
+        return "multiply-accumulates", lambda module: counting.count_macs(module, inputs)
 
     def _put_back(
         self,
@@ -318,13 +326,13 @@ def _failure(module: nn.Module, groups: Sequence[Group], inputs: tuple[Tensor, .
     return None
 
 
-def _smallest(remaining: Callable[[float], int], budget: float, most: float, total: int) -> float:
-    """The smallest sparsity whose multiply-accumulates fit the budget. Raises ModelError when none does."""
+def _smallest(remaining: Callable[[float], int], budget: float, most: float, total: str) -> float:
+    """The smallest sparsity with which what remains of `total` fits the budget, else ModelError."""
     least = remaining(most)
     if least > budget:
         raise ModelError(
-            f"{least:,} multiply-accumulates remain at max_sparsity {most}, the budget is {int(budget):,} of "
-            f"{total:,}; raise macs or max_sparsity, or lower round_to"
+            f"{least:,} {total.split()[1]} remain at max_sparsity {most}, the budget is {int(budget):,} of "
+            f"{total}; raise the budget or max_sparsity, or lower round_to"
         )
     low, high = 0.0, most
     for _ in range(_SEARCH_STEPS):
@@ -334,6 +342,15 @@ def _smallest(remaining: Callable[[float], int], budget: float, most: float, tot
         else:
             low = middle
     return high
+
+
+def _sizes(before: nn.Module, after: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, str]:
+    macs = [counting.count_macs(m, inputs) for m in (before, after)]
+    parameters = [counting.count_parameters(m)[0] for m in (before, after)]
+    return (
+        f"multiply-accumulates {macs[0]:,} -> {macs[1]:,}",
+        f"parameters {parameters[0]:,} -> {parameters[1]:,}",
+    )
 
 
 def _removed_notes(groups: Sequence[Group], units: Sequence[np.ndarray], round_to: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgecomp.compress import prune_groups
-from edgecomp.compress.macs import count_macs
+from edgecomp.compress.macs import count_macs, count_parameters
 from edgecomp.compress.prune import PruneChannels, prunable, remove, rounded
 from edgecomp.demo.model import FashionNet
 from edgecomp.errors import DataError, ModelError, RecipeError
@@ -334,6 +335,40 @@ def test_macs_of_a_convolution_by_hand() -> None:
     assert count_macs(module, (torch.zeros(1, 3, 4, 4),)) == 3 * 9 * 8 * 16 + 8 * 16 * 2
 
 
+@pytest.mark.parametrize("kind, gates", [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_macs_of_recurrent_layers_by_hand(kind: Callable[..., nn.Module], gates: int) -> None:
+    module = kind(8, 16, num_layers=2, bidirectional=True, batch_first=True)
+    first, second = 8 + 16, 2 * 16 + 16  # what each of the cell's units reads, in both layers
+    assert count_macs(module, (torch.zeros(1, 10, 8),)) == 2 * 10 * gates * 16 * (first + second)
+
+
+def test_half_of_an_lstm() -> None:
+    start = Candidate(Recurrent(nn.LSTM).eval(), (TensorSpec("x", (1, 5, 6)),))
+    pruned = PruneChannels(macs=0.5, round_to=1)(start, Data())
+    zeros = (torch.zeros(1, 5, 6),)
+    assert 0.35 < count_macs(pruned.module, zeros) / count_macs(start.module, zeros) <= 0.5
+
+
+@pytest.mark.parametrize("params", [0.5, 2000])
+def test_a_budget_of_parameters(params: float) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 3), nn.Flatten())
+    start = Candidate(module.eval(), (TensorSpec("x", IMAGE),))
+    pruned = PruneChannels(params=params, round_to=1)(start, Data())
+    before, after = (count_parameters(m)[0] for m in (module, pruned.module))
+    assert before == 32 * 28 + 16 * 289
+    budget = params * before if params < 1 else params
+    assert 0.9 * budget < after <= budget
+    assert pruned.history[-1].notes[1] == f"parameters {before:,} -> {after:,}"
+
+
+def test_a_budget_of_parameters_that_cannot_be_met() -> None:
+    start = Candidate(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)).eval(), (TensorSpec("x", (1, 4)),))
+    with pytest.raises(ModelError, match="parameters remain at max_sparsity 0.5, the budget is 10 of"):
+        PruneChannels(params=10, max_sparsity=0.5)(start, Data())
+    with pytest.raises(RecipeError, match="expected one of the three"):
+        PruneChannels(params=10, macs=0.5)
+
+
 @pytest.mark.parametrize(
     ("units", "gone", "step", "width", "expected"),
     [(64, 19, 8, 1, 16), (20, 6, 8, 1, 4), (8, 4, 8, 1, 0), (16, 8, 8, 4, 8), (100, 99, 1, 1, 90)],
@@ -343,7 +378,7 @@ def test_rounding_by_hand(units: int, gone: int, step: int, width: int, expected
 
 
 def test_bad_settings_and_models() -> None:
-    with pytest.raises(RecipeError, match="expected one of the two"):
+    with pytest.raises(RecipeError, match="expected one of the three"):
         PruneChannels()
     with pytest.raises(RecipeError, match="criterion is l3"):
         PruneChannels(sparsity=0.1, criterion="l3")  # type: ignore[arg-type]
