@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from edgecomp.reference import TorchReference, flatten
 from edgecomp.spec import Candidate, DataSource
 
 _BATCH = 64
+_SPARSE = 0.1
+"""From this share of zeros on it is worth telling what compression makes of the weights."""
 
 
 def metric_named(name: str | None) -> Metric | None:
@@ -113,11 +116,12 @@ def _padded(run: Any) -> Any:
 
 
 def count(candidate: Candidate) -> dict[str, Any]:
-    """`params`, `nonzero_params`, `macs`, `size_bytes` of a candidate.
+    """`params`, `nonzero_params`, `macs`, `size_bytes`, `compressed_bytes` of a candidate.
 
     A quantized candidate's parameters are its graph's constants, batch normalization folded in.
     `size_bytes`: parameters and buffers as stored; a quantized weight takes its bits, and 4 bytes for each
-    scale. `macs`: one sample (see compress/macs.py).
+    scale. `compressed_bytes`: the same after zlib (deflate, as in a zip or an app package), where a tenth of
+    the parameters or more is zero, else None. `macs`: one sample (see compress/macs.py).
     """
     tensors = _stored(candidate)
     if candidate.quantization is None:
@@ -130,6 +134,7 @@ def count(candidate: Candidate) -> dict[str, Any]:
         "nonzero_params": nonzero,
         "macs": _macs(candidate),
         "size_bytes": sum(_bytes(candidate, n, t) for n, t in tensors.items()),
+        "compressed_bytes": _compressed(candidate, tensors) if nonzero <= (1 - _SPARSE) * params else None,
     }
 
 
@@ -149,6 +154,23 @@ def _bytes(candidate: Candidate, name: str, tensor: Tensor) -> int:
         return tensor.numel() * tensor.element_size()
     weight = plan.weights[name]
     return -(-tensor.numel() * weight.spec.bits // 8) + 4 * int(weight.scale.size)
+
+
+def _compressed(candidate: Candidate, tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of all tensors, one after the other, as one zlib stream; integers below 8 bits as bytes."""
+    stream, total = zlib.compressobj(), 0
+    for name, tensor in tensors.items():
+        for part in _parts(candidate, name, tensor):
+            total += len(stream.compress(np.ascontiguousarray(part).tobytes()))
+    return total + len(stream.flush())
+
+
+def _parts(candidate: Candidate, name: str, tensor: Tensor) -> list[np.ndarray]:
+    plan = candidate.quantization
+    if plan is None or name not in plan.weights or plan.weights[name].values is None:
+        return [tensor.detach().contiguous().flatten().view(torch.uint8).numpy()]
+    weight = plan.weights[name]
+    return [np.asarray(weight.values, np.int8 if weight.spec.bits <= 8 else np.int16), weight.scale]
 
 
 def _macs(candidate: Candidate) -> int | None:

@@ -93,8 +93,9 @@ def render(result: Mapping[str, Any]) -> RenderableType:
     before, after = result["before"], result["after"]
     for name, value in after["metrics"].items():
         table.add_row(name, format(before["metrics"][name], ".4f"), format(value, ".4f"))
-    for key in ("params", "nonzero_params", "macs", "size_bytes"):
+    for key in ("params", "nonzero_params", "macs", "size_bytes", "compressed_bytes"):
         cells = ["not counted" if each[key] is None else format(each[key], ",") for each in (before, after)]
-        table.add_row(key, *cells)
+        if key != "compressed_bytes" or after[key] is not None:
+            table.add_row(key, *cells)
     notes = [Text(note) for note in result["notes"]]
     return Group(table, *notes, Text(f"checkpoint: {result['checkpoint']}"))

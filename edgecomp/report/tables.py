@@ -68,6 +68,9 @@ def _step(row: Mapping[str, Any], name: str | None, first: float | None) -> tupl
     ratio = figures.times(first, row.get("size_bytes"))
     total, left = row.get("params"), row.get("nonzero_params")
     sparse = f"{figures.count(left)} not zero" if left is not None and left != total else ""
+    smaller = [] if ratio in (MISSING, "1.00\u00d7") else [f"{ratio} smaller"]
+    if row.get("compressed_bytes") is not None:
+        smaller.append(f"{figures.size(row['compressed_bytes'])} compressed")
     return (
         Cell(str(row.get("name", "?")), note=_settings(row)),
         cell(figures.metric(name or "", at(row, "metrics", name or ""))),
@@ -75,7 +78,7 @@ def _step(row: Mapping[str, Any], name: str | None, first: float | None) -> tupl
         cell(figures.change(name or "", _of_metric(row.get("delta_vs_previous"), name))),
         cell(
             figures.size(row.get("size_bytes")),
-            "" if ratio in (MISSING, "1.00\u00d7") else f"{ratio} smaller",
+            ", ".join(smaller),
         ),
         cell(figures.count(total), sparse),
         cell(figures.count(row.get("macs"))),
