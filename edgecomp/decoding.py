@@ -24,8 +24,8 @@ from edgecomp.numerics import metrics
 from edgecomp.spec import Candidate, DataSource, TensorSpec
 
 _SUFFIX = {"tflite": ".tflite", "onnx": ".onnx", "coreml": ".mlpackage"}
-_CHECKED = 48
-"""Tokens that every artifact is compared on with the teacher-forced decoder."""
+_CHECKED = 24
+"""Tokens that every artifact is compared on, one by one, after as many or a whole chunk at once."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _one(
         text,
     )  # fmt: skip
     session = registry.load("decoder_runtimes", registry.format_of(path.suffix))(path, wish.room, 1)
-    check = compared(session, restored, _sample(source, decided, wish))
+    check = compared(session, restored, _sample(source, decided, wish), wish.chunk)
     return {"path": str(path), "size_bytes": artifact.size_bytes, "manifest": manifest.to_json(artifact),
             "check": check}  # fmt: skip
 
@@ -142,7 +142,7 @@ def _rows(source: DataSource | None) -> list[torch.Tensor]:
 
 
 def _sample(source: DataSource | None, decided: DecoderWeights, wish: Wish) -> np.ndarray:
-    count = min(_CHECKED, wish.room)
+    count = min(max(_CHECKED, wish.chunk) + _CHECKED, wish.room)
     rows = _rows(source)
     if rows and rows[0].shape[1] >= count:
         return rows[0][0, :count].numpy()
@@ -150,20 +150,27 @@ def _sample(source: DataSource | None, decided: DecoderWeights, wish: Wish) -> n
 
 
 @torch.no_grad()
-def compared(session: DecoderSession, decoder: Decoder, ids: np.ndarray) -> dict[str, Any]:
-    """The artifact, half of the text at once and then token by token, against teacher-forced logits.
+def compared(session: DecoderSession, decoder: Decoder, ids: np.ndarray, chunk: int = 1) -> dict[str, Any]:
+    """The artifact, a part of the text at once and then token by token, against teacher-forced logits.
 
-    Keys: `tokens`, `top1_agreement`, `sqnr_db`, `max_abs_error`. Raises ModelError on NaN.
+    The part is half of the text, or a whole `chunk` where that is more; where nothing is left after it, the
+    first tokens are given again, one by one. Keys: `tokens`, `top1_agreement`, `sqnr_db`, `max_abs_error`.
+    Raises ModelError on NaN.
     """
     expected = decoder(torch.from_numpy(ids)[None])[0].numpy()
-    half = len(ids) // 2
+    first = min(max(len(ids) // 2, chunk), len(ids))
     session.reset()
-    steps = [session.step(ids[:half]), *(session.step(ids[i : i + 1]) for i in range(half, len(ids)))]
+    steps = [session.step(ids[:first]), *(session.step(ids[i : i + 1]) for i in range(first, len(ids)))]
+    if first == len(ids):
+        session.reset()
+        again = min(_CHECKED, len(ids))
+        steps += [session.step(ids[i : i + 1]) for i in range(again)]
+        expected = np.concatenate([expected, expected[:again]])
     found = np.concatenate(steps)
     if not np.isfinite(found).all():
         raise ModelError("the artifact gives NaN or Inf where the decoder gives numbers; report the model")
     return {
-        "tokens": len(ids),
+        "tokens": len(found),
         "top1_agreement": float((found.argmax(1) == expected.argmax(1)).mean()),
         "sqnr_db": float(metrics.sqnr_db(expected, found)),
         "max_abs_error": float(np.abs(found - expected).max()),

@@ -19,9 +19,11 @@ from edgecomp.exporters import (
     coreml_budget,
     coreml_convert,
     coreml_file,
+    coreml_functions,
     coreml_importance,
     coreml_place,
 )
+from edgecomp.exporters.coreml_blob import BlobWriter
 from edgecomp.exporters.coreml_compress import Linear, Palettize
 from edgecomp.exporters.coreml_groups import Planned
 from edgecomp.exporters.coreml_importance import Importance
@@ -163,16 +165,7 @@ class CoreMLExporter:
         else:
             compress = self._palettes(None, notes, placed.bits_of)
             spec, weights, skipped = _program(placed.module, example, wanted, compress, notes)
-        artifact = manifest.draft(
-            replace(candidate, history=(*candidate.history, self._record(notes))),
-            data,
-            path=out,
-            target=self.target,
-            inputs=wanted.inputs,
-            outputs=wanted.outputs,
-            skipped=skipped,
-            made_with=("coremltools",),
-        )
+        artifact = self._drafted(candidate, data, out, wanted, skipped, notes)
         _describe(spec, artifact)
         with files.atomic(out) as temporary:
             coreml_file.write(temporary, spec, weights)
@@ -182,6 +175,49 @@ class CoreMLExporter:
                     f"{out.name} takes {described.size_bytes} bytes, more than {self.size}: allow more"
                 )
             return described
+
+    def export_functions(self, candidates: Mapping[str, Candidate], out: Path) -> Artifact:
+        """One package of a function for each candidate, weights and states shared; the first is the default.
+
+        Raises UnsupportedOpError, ModelError or OutputError.
+        """
+        writer, notes, skipped = BlobWriter(), list[Problem](), dict[Problem, None]()
+        specs, conversions, weights = {}, [], b""
+        for name, candidate in candidates.items():
+            module = coreml_convert.prepare(candidate.module)
+            example = coreml_convert.examples(candidate.inputs, None)
+            self._refuse(module, example)
+            conversions.append(self._conversion(candidate, module, example))
+            compress = self._compression(candidate, module, Data(), notes)
+            specs[name], weights, left = _program(module, example, conversions[-1], compress, notes, writer)
+            skipped |= dict.fromkeys(left)
+        spec, first = coreml_functions.joined(specs), next(iter(candidates.values()))
+        told = list(dict.fromkeys(notes))
+        artifact = self._drafted(first, Data(), out, conversions[0], list(skipped), told)
+        _describe(spec, artifact)
+        with files.atomic(out) as temporary:
+            coreml_file.write(temporary, spec, weights)
+            return manifest.describe(artifact, temporary)
+
+    def _drafted(
+        self,
+        candidate: Candidate,
+        data: Data,
+        out: Path,
+        wanted: coreml_convert.Conversion,
+        skipped: list[Problem],
+        notes: list[Problem],
+    ) -> Artifact:
+        return manifest.draft(
+            replace(candidate, history=(*candidate.history, self._record(notes))),
+            data,
+            path=out,
+            target=self.target,
+            inputs=wanted.inputs,
+            outputs=wanted.outputs,
+            skipped=skipped,
+            made_with=("coremltools",),
+        )
 
     def _rounded(self, candidate: Candidate, module: nn.Module, notes: list[Problem]) -> nn.Module:
         if self.activations == "float":
@@ -302,12 +338,16 @@ def _program(
     wanted: coreml_convert.Conversion,
     compress: Replace | None,
     notes: list[Problem],
+    writer: BlobWriter | None = None,
 ) -> tuple[Any, bytes, list[Problem]]:
-    """(spec, weight file, what stayed as it was) of a converted and compressed module."""
+    """(spec, weight file, what stayed as it was) of a converted and compressed module.
+
+    `writer`: of a weight file that several programs share.
+    """
     program = coreml_convert.convert(module, example, wanted)
     spec, weights = _spec_and_weights(program)
     names = coreml_convert.constant_names(program, module)
-    weights, skipped = rewrite(spec, weights, compress, names, notes)
+    weights, skipped = rewrite(spec, weights, compress, names, notes, writer)
     return spec, weights, skipped
 
 

@@ -47,14 +47,19 @@ Replace = Callable[[Weight, BlobWriter, Any], "list[Any] | Problem"]
 
 
 def rewrite(
-    spec: Any, weights: bytes, replace: Replace | None, modules: Mapping[str, str], notes: list[Problem]
+    spec: Any,
+    weights: bytes,
+    replace: Replace | None,
+    modules: Mapping[str, str],
+    notes: list[Problem],
+    writer: BlobWriter | None = None,
 ) -> tuple[bytes, list[Problem]]:
     """Replace weights of the program in place; returns the new `weight.bin` and what stayed as it was.
 
-    `notes` takes what was changed in another way than asked.
+    `notes` takes what was changed in another way than asked. `writer`: of a file that several programs share.
     `modules`: name of a constant as coremltools spells it -> the parameter or module it comes from.
     """
-    writer = BlobWriter()
+    writer = BlobWriter() if writer is None else writer
     skipped: list[Problem] = []
 
     def keep(operation: Any) -> Any:

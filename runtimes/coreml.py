@@ -113,6 +113,10 @@ class ReferenceSession:
         """Set every state to zeros, as a new Core ML state is."""
         self._program.reset_states()
 
+    def share_states(self, other: ReferenceSession) -> None:
+        """Keep the states of another function of the same model from now on."""
+        self._program.share_states(other._program)
+
     def _execute(self, arrays: Sequence[np.ndarray], *, keep: bool) -> dict[str, torch.Tensor]:
         if len(arrays) != len(self.inputs):
             raise DataError(f"{len(arrays)} arrays given; {self.package.path} takes {len(self.inputs)}")

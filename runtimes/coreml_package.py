@@ -74,7 +74,10 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Package:
-    """A saved model. `states`: name -> type; `metadata`: what the author wrote into the model."""
+    """A function of a saved model. `states`: name -> type; `metadata`: what the author wrote into the model.
+
+    `functions`: names of all that the model has.
+    """
 
     path: Path
     inputs: tuple[TensorSpec, ...]
@@ -83,10 +86,14 @@ class Package:
     main: Block
     input_types: Mapping[str, Type]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    functions: tuple[str, ...] = ("main",)
 
 
-def read(path: Path) -> Package:
-    """Parse a package. Raises ArtifactError when it is missing, damaged, or not an ML program."""
+def read(path: Path, function: str | None = None) -> Package:
+    """Parse a package, of several functions the one of that name, else the default one.
+
+    Raises ArtifactError when it is missing, damaged, not an ML program, or has no such function.
+    """
     model_file = _model_file(path)
     model = Model_pb2.Model()
     try:
@@ -97,16 +104,18 @@ def read(path: Path) -> Package:
         kind = model.WhichOneof("Type") or "nothing"
         raise ArtifactError(f"{path} holds {kind}; expected an ML program (convert_to='mlprogram')")
     try:
-        package = _package(path, model, model_file.parent)
+        package = _package(path, model, model_file.parent, function)
     except DAMAGE as error:
         raise ArtifactError(f"{path} is damaged ({error!r}); export the model again") from error
     _check_names(package)
     return package
 
 
-def _package(path: Path, model: Any, folder: Path) -> Package:
-    function = _main_function(path, model)
-    description = model.description
+def _package(path: Path, model: Any, folder: Path, wanted: str | None) -> Package:
+    name = wanted or model.description.defaultFunctionName or "main"
+    function = _function(path, model, name)
+    apart = [f for f in model.description.functions if f.name == name]
+    description = apart[0] if apart else model.description
     main = _block(next(iter(function.block_specializations.values())), _Weights(folder))
     types = {i.name: type_of(i.type) for i in function.inputs}
     computed = {name: found for o in main.operations for name, found in o.outputs}
@@ -117,7 +126,8 @@ def _package(path: Path, model: Any, folder: Path) -> Package:
         states={f.name: types[f.name] for f in description.state},
         main=main,
         input_types=types,
-        metadata=dict(description.metadata.userDefined),
+        metadata=dict(model.description.metadata.userDefined),
+        functions=tuple(sorted(model.mlProgram.functions)),
     )
 
 
@@ -158,9 +168,8 @@ def _model_file(path: Path) -> Path:
         raise ArtifactError(f"{manifest} is damaged ({error!r}); export the model again") from error
 
 
-def _main_function(path: Path, model: Any) -> Any:
+def _function(path: Path, model: Any, name: str) -> Any:
     functions = model.mlProgram.functions
-    name = model.description.defaultFunctionName or "main"
     if name not in functions or not functions[name].block_specializations:
         raise ArtifactError(f"{path} has no function {name!r}; it has {sorted(functions) or 'none'}")
     return functions[name]

@@ -68,7 +68,12 @@ class Program:
 
     def reset_states(self) -> None:
         """Set every state to zeros, as a new Core ML state is."""
-        self.states = {n: torch.zeros(t.shape, dtype=_HELD[t.dtype]) for n, t in self._package.states.items()}
+        for name, found in self._package.states.items():
+            self.states[name] = torch.zeros(found.shape, dtype=_HELD[found.dtype])
+
+    def share_states(self, other: Program) -> None:
+        """Keep the other program's states from now on, as functions of one model do."""
+        self.states = other.states
 
     def run(self, inputs: Mapping[str, Tensor], *, keep: bool = False) -> dict[str, Value]:
         """Values by name: the outputs, or with `keep` every value that was computed."""

@@ -100,16 +100,18 @@ def _by_layer(a: Architecture, scales: CacheScales | None) -> list[Pair]:
 
 
 class StatefulDecoder(nn.Module):
-    """ids [1, 1], position [1] -> logits [1, 1, vocabulary]; the cache is kept in buffers, one row a call.
+    """ids [1, T], position [1] -> logits [1, T, vocabulary]; the cache is kept in buffers, T rows a call.
 
     Buffers `key_N` and `value_N` [1, kv heads, room, head] are Core ML's states.
     """
 
-    def __init__(self, decoder: Decoder, room: int) -> None:
+    def __init__(self, decoder: Decoder, room: int, count: int = 1) -> None:
         super().__init__()
         a = decoder.architecture
-        self.decoder, self.room = decoder, room
-        self.rotations = [decoder.tables(i, torch.arange(room)) for i in range(a.layers)]
+        self.decoder, self.room, self.count = decoder, room, count
+        self.steps = torch.arange(count)
+        places = torch.arange(room + count - 1)
+        self.rotations = [decoder.tables(i, places) for i in range(a.layers)]
         self.places = torch.arange(room)
         for index in range(a.layers):
             for part in ("key", "value"):
@@ -122,27 +124,39 @@ class StatefulDecoder(nn.Module):
     def forward(self, ids: Tensor, position: Tensor) -> Tensor:
         decoder = self.decoder
         x = decoder.embedded(ids)
-        here = (self.places == position).reshape(self.room, 1)
+        positions = position if self.count == 1 else position + self.steps
+        own = self.places - position
+        here = ((own >= 0) & (own < self.count)).reshape(self.room, 1)
+        rows = torch.clamp(own, 0, self.count - 1)
         for index, layer in enumerate(decoder.layers):
-            cos, sin = (table[position] for table in self.rotations[index])
-            old = position - self.places
+            cos, sin = (table[positions] for table in self.rotations[index])
+            old = positions[:, None] - self.places[None]
             window = decoder.architecture.window(index)
             seen = (old >= 0) & (old < window) if window else old >= 0
-            mask = torch.where(seen, 0.0, STATE_MASKED)[None]
-            x = self._layer(layer, index, x, cos, sin, mask, here)
+            mask = torch.where(seen, 0.0, STATE_MASKED)
+            x = self._layer(layer, index, x, cos, sin, mask, here, rows)
         return decoder.head(decoder.norm(x))
 
     def _layer(
-        self, layer: nn.Module, index: int, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, here: Tensor
+        self,
+        layer: nn.Module,
+        index: int,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        here: Tensor,
+        rows: Tensor,
     ) -> Tensor:
-        """The layer on the whole cache, its row at `here` replaced first."""
-        rows: list[Tensor] = []
+        """The layer on the whole cache, its rows at `here` replaced first by those that `rows` names."""
+        found: list[Tensor] = []
 
         def put(new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             for part, value in zip(("key", "value"), new, strict=True):
                 state = getattr(self, f"{part}_{index}")
-                state[:] = torch.where(here, value, state)
-                rows.append(getattr(self, f"{part}_{index}"))
-            return rows[0], rows[1]
+                spread = value if self.count == 1 else value[:, :, rows]
+                state[:] = torch.where(here, spread, state)
+                found.append(getattr(self, f"{part}_{index}"))
+            return found[0], found[1]
 
         return layer(x, cos, sin, mask, put)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import coremltools
 import numpy as np
 import pytest
 import torch
@@ -15,9 +16,11 @@ from tiny_models import ids, tiny
 from edgecomp.compress.groupwise import QuantizeWeights
 from edgecomp.errors import ArtifactError, InputError
 from edgecomp.exporters import coreml_decoder, tflite_decoder
+from edgecomp.exporters.coreml import CoreMLExporter
 from edgecomp.language import cache, weights
-from edgecomp.language.cached import CachedDecoder, example
+from edgecomp.language.cached import CachedDecoder, StatefulDecoder, example
 from edgecomp.language.decoder import from_transformers
+from edgecomp.runtimes.coreml import ReferenceSession
 from edgecomp.runtimes.coreml_decoder import CoreMLDecoder
 from edgecomp.runtimes.litert_decoder import LiteRTDecoder
 from edgecomp.spec import Candidate, Data, TensorSpec
@@ -124,13 +127,53 @@ def test_coreml_states(kind: str, four: bool, tmp_path: Path) -> None:
     """The reference executor rounds to float16 after every operation, as Core ML's units do."""
     found, path = candidate(kind, four=four), tmp_path / "m.mlpackage"
     target = "coreml-int4" if four else "coreml-fp16"
-    coreml_decoder.export(found, weights.of(found), path, target=target, room=32)
+    coreml_decoder.export(found, weights.of(found), path, target=target, room=32, chunk=6)
     decoder = CoreMLDecoder(path, 32)
-    assert off(found, decoder, 5) < 0.01
+    assert off(found, decoder, 13) < 0.01
     a = found.original.architecture if found.original is not None else found.module.architecture
     assert decoder.cache_bytes == 2 * 2 * a.layers * a.kv_heads * 32 * a.head_width
     decoder.reset()
     assert off(found, decoder, 20) < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # coremltools' own folders
+@torch.no_grad()
+def test_coreml_functions_are_those_of_coremltools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two packages of one function each, joined by coremltools: ours has their description and results."""
+    found = candidate("llama")
+    for chunk in (1, 6):
+        module = StatefulDecoder(weights.of(found).decoder, 16, chunk)
+        inputs = (TensorSpec("ids", (1, chunk), "int64"), TensorSpec("position", (1,), "int64"))
+        CoreMLExporter("coreml-fp16", states=module.states).export(
+            Candidate(module.eval(), inputs), Data(), tmp_path / f"{chunk}.mlpackage"
+        )
+    both = coremltools.utils.MultiFunctionDescriptor()
+    both.add_function(str(tmp_path / "1.mlpackage"), "main", "decode")
+    both.add_function(str(tmp_path / "6.mlpackage"), "main", "prefill")
+    both.default_function_name = "decode"
+    coremltools.utils.save_multifunction(both, str(tmp_path / "theirs.mlpackage"))
+    path = tmp_path / "ours.mlpackage"
+    coreml_decoder.export(found, weights.of(found), path, target="coreml-fp16", room=16, chunk=6)
+    ours, theirs = (coremltools.utils.load_spec(str(p)) for p in (path, tmp_path / "theirs.mlpackage"))
+    assert ours.specificationVersion == theirs.specificationVersion
+    for spec in (ours, theirs):
+        spec.description.ClearField("metadata")
+    assert ours.description == theirs.description
+    assert set(ours.mlProgram.functions) == set(theirs.mlProgram.functions) == {"decode", "prefill"}
+    sizes = [next(p.rglob("weight.bin")).stat().st_size for p in (path, tmp_path / "1.mlpackage")]
+    assert sizes[0] < 1.05 * sizes[1], "the weights are there once"
+    calls: list[tuple[int, ...]] = []
+    run = ReferenceSession.run
+
+    def counted(session: ReferenceSession, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        calls.append(arrays[0].shape)
+        return run(session, arrays)
+
+    monkeypatch.setattr(ReferenceSession, "run", counted)
+    steps = [CoreMLDecoder(p, 16).step(ids(14)) for p in (path, tmp_path / "theirs.mlpackage")]
+    np.testing.assert_array_equal(steps[0], steps[1])
+    assert calls == 2 * [(1, 6), (1, 6), (1, 1), (1, 1)], "a prompt is read in chunks"
 
 
 def test_coreml_norms_hold_what_float16_cannot_square(tmp_path: Path) -> None:
@@ -138,7 +181,7 @@ def test_coreml_norms_hold_what_float16_cannot_square(tmp_path: Path) -> None:
     found, path = candidate("llama-scaled"), tmp_path / "m.mlpackage"
     with torch.no_grad():
         found.module.embed.weight.mul_(4000.0)
-    coreml_decoder.export(found, weights.of(found), path, target="coreml-fp16", room=32)
+    coreml_decoder.export(found, weights.of(found), path, target="coreml-fp16", room=32, chunk=1)
     assert off(found, CoreMLDecoder(path, 32), 5) < 0.02
 
 
@@ -150,13 +193,14 @@ def test_coreml_takes_a_cache_of_few_bits(
     found, scales = small("llama", storage)
     path = tmp_path / "m.mlpackage"
     coreml_decoder.export(
-        found, weights.of(found), path, target="coreml-fp16", room=40, storage=storage, scales=scales
-    )
+        found, weights.of(found), path, target="coreml-fp16", room=40, chunk=6, storage=storage,
+        scales=scales,
+    )  # fmt: skip
     decoder = CoreMLDecoder(path, 40)
     assert off(found, decoder, 5) < near
     decoder.reset()
     expected = with_small_cache(found, storage, scales)
-    found_logits = np.concatenate([decoder.step(ids()[:9]), decoder.step(ids()[9:])])
+    found_logits = np.concatenate([decoder.step(ids()[:13]), decoder.step(ids()[13:])])
     wrong = np.abs(found_logits - expected).max(axis=1) / np.abs(expected).max()
     assert np.median(wrong) < 0.01  # float16 turns an integer of the cache here and there
     a = weights.of(found).decoder.architecture

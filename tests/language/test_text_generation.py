@@ -225,7 +225,7 @@ def test_from_a_model_to_text_on_the_command_line(model: str, tmp_path: Path) ->
     )  # fmt: skip
     assert code == 0, out
     check = json.loads((tmp_path / "made.json").read_text())["artifacts"][0]["check"]
-    assert check["tokens"] == 48 and check["sqnr_db"] > 15
+    assert check["tokens"] == 88 and check["sqnr_db"] > 15
     artifact = tmp_path / "out" / "onnx-int4.onnx"
     code, out = run("generate", artifact, "The little", "--max-tokens", 6, "--json", tmp_path / "said.json")
     assert code == 0, out
