@@ -62,7 +62,7 @@ class PruneMagnitude:
                 "step 'prune-magnitude' comes after quantize, whose weights are fixed; put it before"
             )
         module = copy.deepcopy(candidate.module).eval()
-        layers, skipped = self._layers(module)
+        layers, skipped = weighted(module, self.exclude)
         if not layers:
             raise ModelError(f"{type(module).__name__} has no convolution or linear layer left to prune")
         if self.pattern is not None:
@@ -79,16 +79,18 @@ class PruneMagnitude:
         original = candidate.original if candidate.original is not None else candidate.module
         return replace(candidate, module=module, history=(*candidate.history, record), original=original)
 
-    def _layers(self, module: nn.Module) -> tuple[dict[str, Any], list[str]]:
-        found = {n: m for n, m in module.named_modules() if isinstance(m, WEIGHTED)}
-        for pattern in self.exclude:
-            if not fnmatch.filter(found, pattern):
-                raise RecipeError(
-                    f"exclude pattern {pattern!r} matches no layer; first are {', '.join([*found][:8])}"
-                )
-        out = {n for n in found if any(fnmatch.fnmatch(n, p) for p in self.exclude)}
-        skipped = [f"{n} not pruned: excluded" for n in found if n in out]
-        return {n: m for n, m in found.items() if n not in out}, skipped
+
+def weighted(module: nn.Module, exclude: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+    """Name -> convolution or linear layer, and notes on the excluded ones. Raises RecipeError."""
+    found = {n: m for n, m in module.named_modules() if isinstance(m, WEIGHTED)}
+    for pattern in exclude:
+        if not fnmatch.filter(found, pattern):
+            raise RecipeError(
+                f"exclude pattern {pattern!r} matches no layer; first are {', '.join([*found][:8])}"
+            )
+    out = {n for n in found if any(fnmatch.fnmatch(n, p) for p in exclude)}
+    skipped = [f"{n} not pruned: excluded" for n in found if n in out]
+    return {n: m for n, m in found.items() if n not in out}, skipped
 
 
 def n_of_m(pattern: str) -> tuple[int, int]:

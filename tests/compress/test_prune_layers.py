@@ -133,6 +133,38 @@ def test_weights_that_move_to_zero_become_zero() -> None:
     assert weight.tolist() == [0.0, 1.0, 0.0, -1.0]
 
 
+def test_by_magnitude_the_smallest_become_zero_and_stay_zero() -> None:
+    weight = nn.Parameter(torch.tensor([0.1, 3.0, -0.2, 1.0]))
+    mover = Mover({"w": weight}, sparsity=0.5, updates=4, criterion="magnitude")
+    mover()  # a quarter of the cubic curve: 0.5 * (1 - 1/8) of four weights is two
+    assert weight.tolist() == [0.0, 3.0, 0.0, 1.0]
+    with torch.no_grad():
+        weight += torch.tensor([9.0, 0.0, 0.0, 0.0])  # an update that would bring one back
+    mover()
+    assert weight.tolist() == [0.0, 3.0, 0.0, 1.0]
+
+
+def test_of_each_layer_the_same_share_goes() -> None:
+    small, large = nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.tensor([3.0, 4.0]))
+    Mover({"a": small, "b": large}, 0.5, 2, "magnitude", "layer")()
+    assert (small.tolist(), large.tolist()) == ([0.0, 2.0], [0.0, 4.0])
+    small, large = nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.tensor([3.0, 4.0]))
+    Mover({"a": small, "b": large}, 0.5, 2, "magnitude", "global")()
+    assert (small.tolist(), large.tolist()) == ([0.0, 0.0], [3.0, 4.0])
+
+
+def test_gradual_magnitude_leaves_excluded_layers_dense(origin: checkpoint.Origin) -> None:
+    step = PruneMovement(epochs=4, batch_size=16, sparsity=0.5, criterion="magnitude", scope="layer",
+                         exclude=("blocks.0.q",))  # fmt: skip
+    result = step(start(origin), Data(train=Points()))
+    linear = {n: m.weight for n, m in result.module.named_modules() if isinstance(m, nn.Linear)}
+    assert bool((linear.pop("blocks.0.q") != 0).all()) and linear
+    assert all(int((w == 0).sum()) == round(0.5 * w.numel()) for w in linear.values())
+    assert "blocks.0.q not pruned: excluded" in result.history[-1].notes
+    with pytest.raises(RecipeError, match="exclude pattern 'x' matches no layer"):
+        PruneMovement(exclude=("x",))(start(origin), Data(train=Points()))
+
+
 def test_movement_reaches_its_sparsity(origin: checkpoint.Origin) -> None:
     result = PruneMovement(epochs=4, batch_size=16, sparsity=0.5)(start(origin), Data(train=Points()))
     weights = [m.weight for m in result.module.modules() if isinstance(m, nn.Linear)]
