@@ -156,3 +156,15 @@ def test_16_bits_take_the_range_that_was_clipped_for_8() -> None:
     eight = calibrate.activations(graph_module, found, 8)
     assert float(eight[name].scale) == pytest.approx(2 / 255, rel=1e-6)
     assert plan.activation_spec(16).symmetric
+
+
+def test_out_of_reach_the_rest_is_brought_to_a_quarter_of_what_must_stay() -> None:
+    """The doors make 4 units of noise; of 8, 0.9 and 0.1 inside, 8 goes: the others together are 1."""
+    module = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    graph_module = capture(module.eval(), (torch.zeros(1, 2),))
+    names = [n.name for n in graph_module.graph.nodes if n.op == "call_function"]
+    door = graph_module.graph.find_nodes(op="placeholder")[0].name
+    noises = {door: 3.0, names[-1]: 1.0, "linear": 8.0, "linear_1": 0.9, "relu": 0.1}
+    found = [sensitivity.Sensitivity("activation", n, "", (n,), 8, 2, noise) for n, noise in noises.items()]
+    assert [s.name for s in wider.choose(graph_module, found, 0.5)] == ["linear"]
+    assert [s.name for s in wider.choose(graph_module, found, 4.2)] == ["linear", "linear_1"]
