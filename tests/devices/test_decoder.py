@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import coremltools
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -26,6 +30,9 @@ from edgecomp.devices.transport import AGENT
 from edgecomp.errors import InputError, MissingError
 from edgecomp.language.generation import GenerationSession
 from edgecomp.language.sampling import Sampling, probabilities
+from edgecomp.runtimes import coreml_package
+from edgecomp.runtimes.coreml import ReferenceSession
+from edgecomp.runtimes.coreml_decoder import CoreMLDecoder
 
 DRAWN = Sampling(temperature=0.9, top_k=60, top_p=0.95, seed=5, max_tokens=20)
 
@@ -248,3 +255,66 @@ def test_wrong_usage(decoders: dict[str, Path], tmp_path: Path) -> None:
     assert "name one with --device" in invoke("generate", artifact, "--measure", "--instructions").output
     package = invoke("generate", tmp_path / "m.mlpackage", "--measure")
     assert package.exit_code == 2 and "no device's" in package.output
+
+
+class Watched(FakeDevice):
+    """A board whose sensor reads 2,000 mW, always."""
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[Any]:
+        yield SimpleNamespace(mean=lambda start, end: 2000.0 if start <= end else None)
+
+
+def test_energy_of_a_board_s_sensor(decoders: dict[str, Path]) -> None:
+    device = Watched(kind="jetson", facts=fake().facts)
+    found = replayed(device, decoders["onnx-fp32"])
+    assert found["energy_per_token_mj"] == pytest.approx(2000 * 0.1 / 2), "2 W for 100 ms and two tokens"
+    device.events = [
+        {"event": "start", "pid": 7, "state": {}},
+        {"event": "reading", "context": 16}, {"event": "writing", "context": 16},
+        {"event": "context", "context": 16, "prefill_ms": 80.0, "ms": [9.0, 10.0, 11.0], "joules": None,
+         "peak": 5},
+        {"event": "done"},
+    ]  # fmt: skip
+    row = decoding_on_device.measure(device, decoders["onnx-fp32"], [16])["contexts"][0]
+    assert row["energy_per_token_mj"] == pytest.approx(2000 * 0.010)
+    assert (row["first_token_s"], row["prefill_tokens_per_s"], row["decode_ms"]) == (0.08, 200.0, 10.0)
+
+
+class PackageOnMac:
+    """Answers as `coremltools.models.MLModel` does on a Mac: a function of the package, and a state."""
+
+    def __init__(self, path: str, compute_units: Any = None, function_name: str | None = None) -> None:
+        self.session = ReferenceSession(
+            coreml_package.read(Path(path), function_name), rounds=True, threads=1
+        )
+
+    def make_state(self) -> ReferenceSession:
+        return self.session
+
+    def predict(
+        self, given: dict[str, np.ndarray], state: ReferenceSession | None = None
+    ) -> dict[str, np.ndarray]:
+        if state is not None:
+            self.session.share_states(state)
+        found = self.session.run([given[spec.name] for spec in self.session.inputs])
+        return {o.name: a for o, a in zip(self.session.outputs, found, strict=True)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_the_agent_on_a_mac_writes_what_the_reference_executor_does(
+    storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = write(tmp_path, ("coreml-fp16",), storage)["coreml-fp16"]
+    ids = np.arange(2, 13)
+    expected = CoreMLDecoder(artifact, ROOM)
+    monkeypatch.setattr(agent.sys, "platform", "darwin")
+    monkeypatch.setattr(coremltools.models, "MLModel", PackageOnMac)
+    options = agent.arguments(["decode", str(artifact), "--request", "r.json"])
+    model = agent.open_model(options, str(artifact))
+    model.load(str(artifact))
+    assert model.prepare(ROOM, 4) == (0 if storage == "float32" else expected.cache_bytes)
+    for part in (ids, ids[:1], ids[3:4]):
+        np.testing.assert_array_equal(model.decode(part), expected.step(part))
+    assert model.position == 13

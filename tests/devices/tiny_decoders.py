@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from edgecomp import decoding
 from edgecomp.language.architecture import Architecture
+from edgecomp.language.cache import Storage
 from edgecomp.language.decoder import Decoder
 
 ROOM = 64
@@ -22,7 +23,7 @@ TEMPLATE = "{% for m in messages %}{{ m['content'] }}:{% endfor %}"
 def make() -> Decoder:
     """MODEL: seeded weights, so large that a few percent of rounding changes no likeliest token."""
     torch.manual_seed(0)
-    found = Decoder(A, [10000.0 ** (-torch.arange(0, 16, 2) / 16)] * A.layers).eval()
+    found = Decoder(A, [10000.0 ** (-torch.arange(0, 16, 2) / 16) for _ in range(A.layers)]).eval()
     with torch.no_grad():
         for parameter in found.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -41,11 +42,13 @@ def tokenizer(folder: Path) -> Path:
     return folder
 
 
-def write(folder: Path, targets: tuple[str, ...] = ("onnx-fp32", "tflite-fp32")) -> dict[str, Path]:
-    """An artifact of each target in an int8 cache, by the target's name."""
+def write(
+    folder: Path, targets: tuple[str, ...] = ("onnx-fp32", "tflite-fp32"), storage: Storage = "int8"
+) -> dict[str, Path]:
+    """An artifact of each target with a cache of `storage`, by the target's name."""
     rows = np.random.default_rng(0).integers(2, 258, (4, 32))
     np.save(folder / "ids.npy", rows)
-    wishes = [decoding.Wish(t, ROOM, "int8", chunk=4) for t in targets]
+    wishes = [decoding.Wish(t, ROOM, storage, chunk=4) for t in targets]
     made = decoding.export(
         f"{Path(__file__)}:make", wishes, tokenizer(folder), folder / "out", str(folder / "ids.npy")
     )
