@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import fnmatch
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -34,7 +34,9 @@ class PruneMagnitude:
 
     Give `sparsity` (the fraction of weights that becomes zero; over all layers with `scope` global, in each
     with layer) or `pattern`, such as "2:4": of every 4 weights along the input dimension the 2 smallest go.
-    `exclude`: patterns of module names that stay dense. Zeros stay zero in later training steps.
+    `exclude`: patterns of module names that stay dense. `rules`: pattern of a module name, or `type:Linear`,
+    -> the sparsity of that layer alone; a name goes before a type, and both before `sparsity`. Zeros stay
+    zero in later training steps.
     A zero saves bytes once the file is compressed; it saves time only on a runtime with sparse kernels.
 
     Example: pattern 2:4 turns the row [3, -1, 0.5, 2] into [3, 0, 0, 2].
@@ -44,6 +46,7 @@ class PruneMagnitude:
     pattern: str | None = None
     scope: Literal["global", "layer"] = "global"
     exclude: tuple[str, ...] = ()
+    rules: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.sparsity is None) == (self.pattern is None):
@@ -55,6 +58,9 @@ class PruneMagnitude:
         check("scope", self.scope, self.scope in ("global", "layer"), "global or layer")
         if self.pattern is not None:
             n_of_m(self.pattern)
+            check("rules", dict(self.rules), not self.rules, "none beside pattern, which leaves no choice")
+        for name, value in self.rules.items():
+            check(f"rules[{name!r}]", value, 0 <= value < 1, "a sparsity from 0 to below 1")
 
     def __call__(self, candidate: Candidate, data: Data) -> Candidate:
         if candidate.quantization is not None:
@@ -72,12 +78,44 @@ class PruneMagnitude:
                 if not zero_n_of_m(layers[name].weight, zeroed, block):
                     skipped.append(f"{name} not pruned: {inputs} inputs are no multiple of {block}")
         else:
-            zero_smallest([m.weight for m in layers.values()], float(self.sparsity or 0), self.scope)
+            self._zero(layers)
         total, nonzero = count_parameters(module)
         notes = (f"{total - nonzero:,} of {total:,} parameters are zero", *skipped)
         record = StepRecord("prune-magnitude", "prune", asdict(self), notes)
         original = candidate.original if candidate.original is not None else candidate.module
         return replace(candidate, module=module, history=(*candidate.history, record), original=original)
+
+    def _zero(self, layers: Mapping[str, Any]) -> None:
+        """Layers with a rule by themselves, the others as `scope` says. Raises RecipeError."""
+        ruled = {n: ruled_value(self.rules, n, layer) for n, layer in layers.items()}
+        for pattern in self.rules:
+            if not any(fits(pattern, n, layer) for n, layer in layers.items()):
+                raise RecipeError(
+                    f"rule {pattern!r} matches no layer; first are {', '.join([*layers][:8])}; types are "
+                    f"{', '.join(sorted({type(x).__name__ for x in layers.values()}))}"
+                )
+        for name, value in ruled.items():
+            if value is not None:
+                zero_smallest([layers[name].weight], value, "layer")
+        others = [layers[n].weight for n, value in ruled.items() if value is None]
+        if others:
+            zero_smallest(others, float(self.sparsity or 0), self.scope)
+
+
+def fits(pattern: str, name: str, layer: nn.Module) -> bool:
+    """Does a rule's pattern, of a module name or `type:Linear`, mean this layer?"""
+    if pattern.startswith("type:"):
+        return type(layer).__name__ == pattern[5:]
+    return fnmatch.fnmatch(name, pattern)
+
+
+def ruled_value(rules: Mapping[str, float], name: str, layer: nn.Module) -> float | None:
+    """What the rules say of a layer: by its name, else by its type, else None."""
+    for by_type in (False, True):
+        for pattern, value in rules.items():
+            if pattern.startswith("type:") == by_type and fits(pattern, name, layer):
+                return value
+    return None
 
 
 def weighted(module: nn.Module, exclude: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:

@@ -43,6 +43,25 @@ def test_step_leaves_excluded_layers_dense_and_says_so() -> None:
     assert "2 not pruned: excluded" in result.history[-1].notes
 
 
+def test_rules_by_name_go_before_those_by_type_and_both_before_the_sparsity() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 10), nn.Linear(10, 10), nn.Conv1d(10, 4, 1), nn.Conv1d(4, 5, 1))
+    start = Candidate(module.eval(), (TensorSpec("x", (1, 8)),))
+    rules = {"type:Linear": 0.5, "1": 0.1, "3": 0.0}
+    pruned = PruneMagnitude(sparsity=0.75, rules=rules)(start, Data()).module
+    assert [int((layer.weight == 0).sum()) for layer in pruned] == [40, 10, 30, 0]
+
+
+def test_rules_that_cannot_hold() -> None:
+    start = Candidate(nn.Sequential(nn.Linear(8, 8)).eval(), (TensorSpec("x", (1, 8)),))
+    with pytest.raises(RecipeError, match="rule 'head.*' matches no layer; first are 0; types are Linear"):
+        PruneMagnitude(sparsity=0.5, rules={"head.*": 0.1})(start, Data())
+    with pytest.raises(RecipeError, match="none beside pattern"):
+        PruneMagnitude(pattern="2:4", rules={"0": 0.1})
+    with pytest.raises(RecipeError, match="is 1.5; expected a sparsity"):
+        PruneMagnitude(sparsity=0.5, rules={"0": 1.5})
+
+
 def test_n_of_m_that_does_not_divide_is_listed() -> None:
     module = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)).eval()
     result = PruneMagnitude(pattern="2:4")(Candidate(module, (TensorSpec("x", (1, 6)),)), Data())
