@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,11 +16,15 @@ from edgecomp.exporters import onnx_dynamic, onnx_quant, onnx_shape
 from edgecomp.exporters.onnx_graph import IR_VERSION, OPSET, OPSET_16_BIT, Builder, rename_output
 from edgecomp.exporters.onnx_ops import DTYPES, OPS
 from edgecomp.graph import constants
+from edgecomp.graph.vocabulary import WEIGHTED
 from edgecomp.spec import QuantizationPlan, TensorQuantization
 
 FAMILIES = (onnx_shape,)  # importing a family fills the table of lowerings
 
 aten = torch.ops.aten
+
+_SHARED = 256
+"""Elements from which constants that are no layer's weight are stored once where they are equal."""
 
 
 @dataclass
@@ -35,6 +40,7 @@ class Lowering:
     float_bias: bool = False
     labels: dict[str, str] = field(default_factory=dict)
     stored: dict[str, str] = field(default_factory=dict)
+    _tables: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
 
     def model(self, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
         """The ONNX model; inputs and outputs are float at the door."""
@@ -70,7 +76,16 @@ class Lowering:
         if q is not None:
             b.names[node.name] = onnx_quant.stored_constant(b, self._value(node), self.labels[node.name], q)
         elif any(not self._stores(user, node) for user in node.users):
-            b.names[node.name] = b.constant(self._value(node), name=self.stored[str(node.target)])
+            array = self._value(node)
+            b.names[node.name] = b.constant(array, name=self._name_of(node, array))
+
+    def _name_of(self, node: Node, array: np.ndarray) -> str:
+        """A constant's own name; of equal large tables (rotations and masks of every layer) the first's."""
+        name = self.stored[str(node.target)]
+        if array.size < _SHARED or any(user.target in WEIGHTED for user in node.users):
+            return name
+        key = (array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array)).digest())
+        return self._tables.setdefault(key, name)
 
     def _stores(self, layer: Node, operand: Node) -> bool:
         """Whether a layer writes this weight or bias itself, in integers."""
