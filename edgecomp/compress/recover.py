@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgecomp import progress
+from edgecomp.compress import recover_columns as columns_of
 from edgecomp.compress.prune_groups import Place
 from edgecomp.compress.training import first_output, tensors
 from edgecomp.spec import DataSource
@@ -43,7 +44,7 @@ def refit(
     the fit.
     """
     *batches, last = _batches(source, samples)
-    lost = {name.removesuffix(".weight") for name, axis in kept if name.endswith(".weight") and axis == 1}
+    lost = {n for n, layer in pruned.named_modules() if _lost_inputs(original.get_submodule(n), layer)}
     calls = _calls(pruned, lost, last)
     if not batches or not calls:
         return ("recovery: no layer to fit, or fewer than two batches of samples",)
@@ -52,7 +53,7 @@ def refit(
     start = _error(first_output(pruned, last), wanted)
     fitted = 0
     for name, count in progress.bar(list(calls.items()), "fitting what stays"):
-        outputs = kept.get((f"{name}.weight", 0))
+        outputs = columns_of.kept_outputs(pruned.get_submodule(name), name, kept)
         fitted += _fit(_Pair(original, pruned, name, count == 1, outputs), batches)
     end = _error(first_output(pruned, last), wanted)
     if not end < start:
@@ -60,6 +61,13 @@ def refit(
             pruned.get_submodule(name).load_state_dict(state)
         return (f"recovery left out: relative error {end:.3g} of the outputs after it, {start:.3g} before",)
     return (f"recovery: {fitted} layers fitted; relative error of the outputs {start:.3g} -> {end:.3g}",)
+
+
+def _lost_inputs(original: nn.Module, pruned: nn.Module) -> bool:
+    """Is a sum of the layer over fewer inputs than before?"""
+    if not columns_of.fits(pruned):
+        return False
+    return columns_of.matrix(pruned).shape[1] < columns_of.matrix(original).shape[1]
 
 
 def _batches(source: DataSource, samples: int) -> list[Inputs]:
@@ -74,17 +82,15 @@ def _batches(source: DataSource, samples: int) -> list[Inputs]:
 
 
 def _calls(module: nn.Module, names: set[str], inputs: Inputs) -> dict[str, int]:
-    """How often each layer that can be fitted runs in one pass, in the order of first calls."""
+    """How often each of these layers runs in one pass, in the order of first calls."""
     found: dict[str, int] = {}
     hooks = []
     for name in names:
-        layer = module.get_submodule(name)
-        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups == 1):
 
-            def count(*_: Any, key: str = name) -> None:
-                found[key] = found.get(key, 0) + 1
+        def count(*_: Any, key: str = name) -> None:
+            found[key] = found.get(key, 0) + 1
 
-            hooks.append(layer.register_forward_hook(count))
+        hooks.append(module.get_submodule(name).register_forward_hook(count))
     try:
         module(*inputs)
     finally:
@@ -120,7 +126,7 @@ class _Pair:
         given = self._seen(self.pruned, inputs)
         wanted = self._seen(self.original, inputs)
         for (x, _), (_, y) in zip(given, wanted, strict=True):
-            columns, outputs = _columns(self.layer, x), _flat(self.layer, y)
+            columns, outputs = columns_of.columns(self.layer, x), columns_of.flat(self.layer, y)
             if self.outputs is not None:
                 outputs = outputs[:, torch.from_numpy(self.outputs)]
             most = _POSITIONS * len(x)
@@ -148,58 +154,36 @@ class _Pair:
 
 
 def _fit(pair: _Pair, batches: list[Inputs]) -> bool:
-    """Ridge regression towards the weights as they are; False where samples are too few for the columns."""
+    """Ridge regression towards the weights as they are; False where samples are too few for the columns.
+
+    The groups of a grouped convolution are fitted each by itself.
+    """
     layer = pair.layer
-    width = layer.weight[0].numel() + (layer.bias is not None)
-    gram = torch.zeros(width, width, dtype=torch.float64)
-    cross = torch.zeros(width, len(layer.weight), dtype=torch.float64)
+    groups, now = columns_of.groups(layer), columns_of.matrix(layer).double()
+    if layer.bias is not None:
+        now = torch.cat([now, layer.bias[:, None].double()], dim=1)
+    now = now.unflatten(0, (groups, -1)).mT  # [groups, width, outputs of a group]
+    width = now.shape[1]
+    gram = torch.zeros(groups, width, width, dtype=torch.float64)
+    cross = torch.zeros_like(now)
     rows = 0
     for index, inputs in enumerate(batches, start=1):
         for columns, outputs in pair.rows(inputs):
+            given = columns.unflatten(1, (groups, -1)).transpose(0, 1)
             if layer.bias is not None:
-                columns = F.pad(columns, (0, 1), value=1.0)
-            gram += (columns.T @ columns).double()
-            cross += (columns.T @ outputs).double()
+                given = F.pad(given, (0, 1), value=1.0)
+            gram += (given.mT @ given).double()
+            cross += (given.mT @ outputs.unflatten(1, (groups, -1)).transpose(0, 1)).double()
             rows += len(columns)
         if index * _BATCH >= _LEAST_SAMPLES and rows >= _ROWS_PER_COLUMN * width:
             break
-    size = gram.diagonal().mean()
-    if rows < 2 * width or not torch.isfinite(gram).all() or size == 0:
+    size = gram.diagonal(dim1=1, dim2=2).mean(dim=1)
+    if rows < 2 * width or not torch.isfinite(gram).all() or bool((size == 0).any()):
         return False
-    now = layer.weight.reshape(len(layer.weight), -1)
-    if layer.bias is not None:
-        now = torch.cat([now, layer.bias[:, None]], dim=1)
-    ridge = _RIDGE * size * torch.eye(width, dtype=torch.float64)
-    fitted = torch.linalg.solve(gram + ridge, cross + ridge @ now.double().T).T.to(layer.weight.dtype)
+    ridge = _RIDGE * size[:, None, None] * torch.eye(width, dtype=torch.float64)
+    fitted = torch.linalg.solve(gram + ridge, cross + ridge @ now).mT.flatten(0, 1).to(layer.weight.dtype)
     if layer.bias is not None:
         layer.bias.copy_(fitted[:, -1])
         fitted = fitted[:, :-1]
-    layer.weight.copy_(fitted.reshape(layer.weight.shape))
+    columns_of.put(layer, fitted)
     return True
-
-
-def _columns(layer: nn.Module, x: Tensor) -> Tensor:
-    """[rows, columns]: what one output of the layer is a weighted sum of."""
-    if isinstance(layer, nn.Conv2d):
-        parts = F.unfold(_padded(layer, x), layer.kernel_size, layer.dilation, 0, layer.stride)
-        return parts.transpose(1, 2).flatten(0, 1)
-    if isinstance(layer, nn.Conv1d):
-        kernel, dilation, stride = layer.kernel_size[0], layer.dilation[0], layer.stride[0]
-        padded = _padded(layer, x)[:, :, None]
-        parts = F.unfold(padded, (1, kernel), (1, dilation), 0, (1, stride))
-        return parts.transpose(1, 2).flatten(0, 1)
-    return x.reshape(-1, x.shape[-1])
-
-
-def _padded(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """`_reversed_padding_repeated_twice` is how PyTorch's own convolutions hold their padding, "same" too."""
-    amounts: list[int] = layer._reversed_padding_repeated_twice
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return F.pad(x, amounts, mode=mode)
-
-
-def _flat(layer: nn.Module, y: Tensor) -> Tensor:
-    """[rows, outputs] in the order of `_columns`."""
-    if isinstance(layer, nn.Linear):
-        return y.reshape(-1, y.shape[-1])
-    return y.flatten(2).transpose(1, 2).flatten(0, 1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgecomp.compress import recover
+from edgecomp.compress import recover, recover_columns
 from edgecomp.compress.prune import PruneChannels, prunable, remove
 from edgecomp.errors import RecipeError
 from edgecomp.spec import Candidate, Data, TensorSpec
@@ -55,6 +55,22 @@ class Neurons(nn.Module):
         return self.b(hidden) + self.b(2 * hidden)
 
 
+class Grouped(nn.Module):
+    """Of each group of the first layer's channels the second half repeats the first at half its size."""
+
+    def __init__(self, second: nn.Module, groups: int) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.a, self.b, self.head = nn.Conv2d(3, 16, 3, padding=1), second, nn.Conv2d(8, 2, 1, bias=False)
+        with torch.no_grad():
+            for parameter in (self.a.weight, self.a.bias):
+                halves = parameter.view(groups, 2, -1, *parameter.shape[1:])
+                halves[:, 1] = halves[:, 0] / 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(F.relu(self.a(x)))).mean((2, 3))
+
+
 PICTURES = np.random.default_rng(0).standard_normal((96, 3, 8, 8)).astype(np.float32)
 ROWS = np.random.default_rng(1).standard_normal((256, 6)).astype(np.float32)
 
@@ -66,11 +82,11 @@ def relative_error(result: nn.Module, original: nn.Module, inputs: np.ndarray) -
 
 
 def cut(net: nn.Module, inputs: np.ndarray, samples: int = 1000) -> tuple[nn.Module, nn.Module, str]:
-    """The net without channels 8 to 15 of its first layer: as it is, and recovered, with the note."""
+    """The net without the second half of its first layer's units: as it is, and recovered, with the note."""
     example = (torch.from_numpy(inputs[:1]),)
     (group,) = (g for g in prunable(net, example).groups if ("a.weight", 0) in g.producers)
     plain = copy.deepcopy(net)
-    kept = remove(plain, [(group, np.arange(8, 16))])
+    kept = remove(plain, [(group, np.arange(len(group) // 2, len(group)))])
     mended = copy.deepcopy(plain)
     (note,) = recover.refit(net, mended, kept, Rows(inputs), samples)
     return plain, mended, note
@@ -78,8 +94,13 @@ def cut(net: nn.Module, inputs: np.ndarray, samples: int = 1000) -> tuple[nn.Mod
 
 @pytest.mark.parametrize(
     ("net", "inputs"),
-    [(Doubled().eval(), PICTURES), (Neurons().eval(), ROWS)],
-    ids=["convolution", "linear, run twice"],
+    [
+        (Doubled().eval(), PICTURES),
+        (Neurons().eval(), ROWS),
+        (Grouped(nn.Conv2d(16, 8, 3, groups=2, bias=False), 2).eval(), PICTURES),
+        (Grouped(nn.ConvTranspose2d(16, 8, 3, 2), 1).eval(), PICTURES),
+    ],
+    ids=["convolution", "linear, run twice", "grouped", "transposed"],
 )
 def test_channels_that_repeat_others_cost_nothing(net: nn.Module, inputs: np.ndarray) -> None:
     plain, mended, note = cut(net, inputs)
@@ -152,5 +173,41 @@ def test_columns_times_weights_are_the_convolution(
     layer = kind(2, 3, kernel, stride, padding, dilation, bias=False, padding_mode=mode)
     x = torch.randn(2, 2, 9) if flat else torch.randn(2, 2, 9, 8)
     with torch.no_grad():
-        product = recover._columns(layer, x) @ layer.weight.flatten(1).T
-        torch.testing.assert_close(product, recover._flat(layer, layer(x)), rtol=1e-4, atol=1e-5)
+        product = recover_columns.columns(layer, x) @ recover_columns.matrix(layer).T
+        torch.testing.assert_close(product, recover_columns.flat(layer, layer(x)), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(0, 2),
+    st.integers(0, 1),
+    st.booleans(),
+)
+def test_columns_times_weights_are_the_transposed_convolution(
+    kernel: int, stride: int, dilation: int, padding: int, extra: int, flat: bool
+) -> None:
+    torch.manual_seed(0)
+    kind: Any = nn.ConvTranspose1d if flat else nn.ConvTranspose2d
+    extra = min(extra, max(stride, dilation) - 1)
+    layer = kind(2, 3, kernel, stride, padding, extra, bias=False, dilation=dilation)
+    x = torch.randn(2, 2, 7) if flat else torch.randn(2, 2, 7, 6)
+    with torch.no_grad():
+        product = recover_columns.columns(layer, x) @ recover_columns.matrix(layer).T
+        torch.testing.assert_close(product, recover_columns.flat(layer, layer(x)), rtol=1e-4, atol=1e-5)
+        before = layer.weight.clone()
+        recover_columns.put(layer, recover_columns.matrix(layer).clone() * 2)
+    torch.testing.assert_close(layer.weight.detach(), before * 2)
+
+
+def test_the_groups_of_a_convolution_are_its_columns_in_turn() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 4, 3, groups=2, bias=False)
+    x = torch.randn(2, 6, 5, 5)
+    with torch.no_grad():
+        parts = recover_columns.columns(layer, x).unflatten(1, (2, -1))
+        weights = recover_columns.matrix(layer).unflatten(0, (2, -1))
+        product = torch.cat([parts[:, g] @ weights[g].T for g in range(2)], dim=1)
+        torch.testing.assert_close(product, recover_columns.flat(layer, layer(x)), rtol=1e-4, atol=1e-5)
