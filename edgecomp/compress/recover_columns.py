@@ -86,7 +86,8 @@ def _spread(layer: Any, x: Tensor) -> Tensor:
     """The input of the plain convolution that a transposed one is: zeros between values and around them."""
     sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], layer.stride, strict=True)]
     wide = x.new_zeros(*x.shape[:2], *sizes)
-    wide[(..., *(slice(None, None, s) for s in layer.stride))] = x
+    every: Any = (..., *(slice(None, None, s) for s in layer.stride))
+    wide[every] = x
     amounts: list[int] = []
     facts = zip(layer.kernel_size, layer.dilation, layer.padding, layer.output_padding, strict=True)
     for kernel, dilation, padding, extra in reversed(list(facts)):
