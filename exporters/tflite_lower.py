@@ -183,11 +183,11 @@ class Lowering:
         return self.is_integer(node) and self.integer_dtype(node) == "int16"
 
     def made_quant(self, node: Node) -> Quant | None:
-        """The scale that the kernel of a node writes: the plan's, or one that holds it in 16 bits."""
+        """The scale that the kernel of a node writes: the plan's, or one of 16 bits that is then narrowed."""
         quant = self.quant_of(self.final(node))
         if quant is None or quant.dtype == self.integer_dtype(node):
             return quant
-        return numerics_of.widened(quant)
+        return numerics_of.narrowing(quant)
 
     def dtype_of(self, node: Node) -> str:
         """TFLite type of a node's output where it is not quantized; 64-bit integers become 32-bit ones."""

@@ -53,6 +53,10 @@ FIXED: dict[tuple[str, str], Quant] = {
 
 _FINER = 128
 """int16 steps in an int8 step: 255 * 128 is the most that an int8 value less its zero point needs."""
+_BETWEEN = _FINER + 0.25
+"""The same for results, which QUANTIZE narrows. It multiplies by 1 / steps, rounds to a power of two of parts of an
+int8 step, then rounds again: to 64 parts with 128 steps or less, to 128 with more. (n + 1/2) * 128.25 is never a
+whole number, so that no int16 value lies halfway between two int8 ones."""
 
 
 def quant(q: TensorQuantization) -> Quant:
@@ -64,6 +68,11 @@ def quant(q: TensorQuantization) -> Quant:
 def widened(q: Quant) -> Quant:
     """An int16 scale that holds every value of an int8 one exactly: a 128th of it, zero point 0."""
     return Quant.of(float(q.scale[0] / np.float32(_FINER)), 0, "int16")
+
+
+def narrowing(q: Quant) -> Quant:
+    """An int16 scale for results that QUANTIZE then rounds to an int8 one; it covers the int8 range."""
+    return Quant.of(float(q.scale[0] / np.float32(_BETWEEN)), 0, "int16")
 
 
 def widened_integers(array: np.ndarray, q: Quant) -> np.ndarray:
