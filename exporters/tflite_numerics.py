@@ -54,9 +54,9 @@ FIXED: dict[tuple[str, str], Quant] = {
 _FINER = 128
 """int16 steps in an int8 step: 255 * 128 is the most that an int8 value less its zero point needs."""
 _BETWEEN = _FINER + 0.25
-"""The same for results, which QUANTIZE narrows. It multiplies by 1 / steps, rounds to a power of two of parts of an
-int8 step, then rounds again: to 64 parts with 128 steps or less, to 128 with more. (n + 1/2) * 128.25 is never a
-whole number, so that no int16 value lies halfway between two int8 ones."""
+"""The same for results, which QUANTIZE narrows: it multiplies by 1 / steps, rounds to parts of an int8 step,
+to a 64th with 128 steps or less and a 128th with more, then rounds again. (n + 1/2) * 128.25 is never a whole
+number, so that no int16 value lies halfway between two int8 ones."""
 
 
 def quant(q: TensorQuantization) -> Quant:
