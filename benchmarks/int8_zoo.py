@@ -2,7 +2,7 @@
 same data.
 
     python benchmarks/int8_zoo.py [--model NAME ...] [--samples 200] [--calibration 128]
-                                  [--nncf PYTHON] [--aimet PYTHON] [--json PATH]
+                                  [--nncf PYTHON] [--aimet PYTHON] [--budget] [--json PATH]
 
 For each model every quantizer works once, in a process of its own, from the same calibration samples:
 ours with its default settings (one plan, both files; `zoo.MEMBERS` says what is asked for besides), ONNX
@@ -17,6 +17,9 @@ XNNPACK.
 The second table is the noise floor. Our TFLite file runs with XNNPACK and with LiteRT's reference
 kernels, our ONNX file with optimizations off, and the fake-quantized torch graph beside them: share of
 outputs within two steps of the output's scale, and the largest distance.
+
+`--budget` adds a third: where a peer's file is ahead of ours, what `quantize-to-budget` makes of the peer's
+result as a budget (zoo_budget.py).
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 import zoo
+import zoo_budget
 
 from edgecomp.numerics import metrics
 
@@ -294,11 +298,15 @@ def steps_of(path: Path, expected: Outputs) -> list[float]:
     return [float(m.flat[0]) for m in arranged(expected, marks)]
 
 
+def budget(member: zoo.Member, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    return zoo_budget.quantize(member, folder, tuple(samples_of(folder, "calibration")))
+
+
 # --- the run ---------------------------------------------------------------------------------------
 
 TASKS: dict[str, Callable[[zoo.Member, Path, argparse.Namespace], dict[str, Any]]] = {
     "prepare": prepare, "edgecomp": edgecomp, "onnxruntime": onnxruntime, "litert": litert,
-    "evaluate": evaluate,
+    "evaluate": evaluate, "budget": budget,
 }  # fmt: skip
 
 
@@ -346,7 +354,25 @@ def compare(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         result["work"][task] = in_own_process(task, name, folder, options)
     result["work"] |= elsewhere(folder, options)
     say(f"{name}: evaluate")
-    return result | in_own_process("evaluate", name, folder, options)
+    result |= in_own_process("evaluate", name, folder, options)
+    return (
+        result | within_budgets(name, folder, options, result.get("files", {})) if options.budget else result
+    )
+
+
+def within_budgets(
+    name: str, folder: Path, options: argparse.Namespace, files: dict[str, Any]
+) -> dict[str, Any]:
+    """What a search with the best peer's result as budget gives; all files are evaluated again."""
+    rows = zoo_budget.wanted(files)
+    if not rows:
+        return {}
+    (folder / "budgets.json").write_text(json.dumps(rows))
+    say(f"{name}: {len(rows)} budgets")
+    found = in_own_process("budget", name, folder, options)
+    if "error" in found:
+        return {"budget_error": found["error"]}
+    return found | {"files": in_own_process("evaluate", name, folder, options)["files"]}
 
 
 def say(line: str) -> None:
@@ -380,6 +406,8 @@ def table(results: list[dict[str, Any]]) -> str:
         for other, f in r.get("floor", {}).items():
             figures = f"{f['within_one']:.4f} | {f['within_two']:.4f} | {f['largest']:.0f}"
             lines.append(f"| {r['model']} | {other} | {figures} |")
+    lines += ["", *zoo_budget.table(results)] if any("budgets" in r for r in results) else []
+    lines += [f"{r['model']}: budgets failed: {r['budget_error']}" for r in results if "budget_error" in r]
     return "\n".join(lines)
 
 
@@ -390,6 +418,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=128, help="calibration samples")
     parser.add_argument("--nncf", metavar="PYTHON", help="Python of an environment with nncf and onnx")
     parser.add_argument("--aimet", metavar="PYTHON", help="Python of an environment with aimet-onnx")
+    parser.add_argument("--budget", action="store_true", help="try the best peer's result as a budget")
     parser.add_argument("--json", metavar="PATH", help="write the figures there too (- is stdout)")
     parser.add_argument("--task", choices=sorted(TASKS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
