@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
+    parser.add_argument("--budgets", type=int, nargs="*", default=[], help="Only mixed bits in these bytes.")
     parser.add_argument("--group", type=int, default=32)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--windows", type=int, default=4)
@@ -68,8 +69,12 @@ def main() -> None:
         return size
 
     report("float32", None, 0.0)
-    for bits in arguments.bits:
-        common = {"group_size": arguments.group}
+    common = {"group_size": arguments.group}
+    for size in arguments.budgets:
+        began = time.time()
+        made = smollm2.ours(decoder, rows, size_budget=size, **common)
+        report(f"mixed, {size} bytes", made, time.time() - began)
+    for bits in arguments.bits if not arguments.budgets else []:
         began = time.time()
         made = smollm2.ours(decoder, rows, bits=bits, embedding_bits=bits, **common)
         size = report(f"uniform {bits}", made, time.time() - began)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,19 +35,41 @@ _SCALE_BITS = 16
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """What one weight's rounding costs. `outputs` [out], `inputs` [in]: factors of a linear layer's cost;
-    a table has None for `outputs`, and `inputs` is summed over the rows that are read.
+    """What one weight's rounding costs. `outputs` [out], `inputs` [in]: factors of a linear layer's cost.
+
+    `table` [in]: of an embedding, the squares of the gradient at a token's row; a head tied to the embedding
+    has all three, and the cost of both.
     """
 
-    outputs: np.ndarray | None
-    inputs: np.ndarray
+    outputs: np.ndarray | None = None
+    inputs: np.ndarray | None = None
+    table: np.ndarray | None = None
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """How much each input counts [in]: the clipping of scales is searched by it."""
+        return self.table if self.inputs is None else self.inputs
+
+    def rows(self, count: int) -> np.ndarray:
+        """Rows on which rounding is tried: spread evenly, and those whose outputs cost most.
+
+        In a head a few frequent tokens carry nearly all of the cost.
+        """
+        even = np.linspace(0, count - 1, min(_ROWS, count)).astype(int)
+        outputs = np.zeros(0) if self.outputs is None else self.outputs
+        costly = np.argsort(-outputs, kind="stable")[:_ROWS]
+        return np.unique(np.concatenate([even, costly]))
 
     def cost(self, error: np.ndarray, rows: np.ndarray) -> float:
-        """Of the rounding errors [rows, in] of some rows, as if all rows were like them."""
-        by_row = np.square(error) @ self.inputs
-        if self.outputs is None:
-            return float(by_row.mean())
-        return float((by_row * self.outputs[rows]).sum() * len(self.outputs) / len(rows))
+        """Of the rounding errors [rows, in] of some rows, as if those of all rows were like them."""
+        squares, found = np.square(error), 0.0
+        if self.inputs is not None and self.outputs is not None:
+            known = self.outputs[rows]
+            mean = np.average(squares @ self.inputs, weights=known if known.sum() > 0 else None)
+            found += float(mean * self.outputs.sum())
+        if self.table is not None:
+            found += float((squares @ self.table).mean())
+        return found
 
 
 @dataclass(frozen=True)
@@ -142,9 +164,11 @@ def _by_name(sums: Mapping[Node, list[Tensor]], count: int) -> dict[str, Curvatu
         gradient = (squares / max(count, 1)).numpy()
         table = node.target is aten.embedding.default
         name = str(node.args[0 if table else 1].target)
-        made = Curvature(None, gradient) if table else Curvature(gradient, (inputs / batches).numpy())
-        if name not in found or found[name].outputs is None:  # a tied head tells more than its table
-            found[name] = made
+        known = found.get(name, Curvature())
+        if table:
+            found[name] = replace(known, table=gradient if known.table is None else known.table + gradient)
+        elif known.outputs is None:
+            found[name] = replace(known, outputs=gradient, inputs=(inputs / batches).numpy())
     return found
 
 
@@ -152,12 +176,12 @@ def choices(
     weight: np.ndarray, curvature: Curvature, widths: Sequence[int], symmetric: bool, group: int, narrow: bool
 ) -> list[Choice]:
     """Every width of a weight [out, in], its cost on scales by searched clipping; useless widths left out."""
-    rows = np.unique(np.linspace(0, len(weight) - 1, min(_ROWS, len(weight))).astype(int))
+    rows = curvature.rows(len(weight))
     part = weight[rows].astype(np.float32)
     found: list[Choice] = []
     for bits in sorted(widths):
         grid = Grid(bits, symmetric, group, narrow)
-        scale, zero = groupwise.searched(part, grid, curvature.inputs)
+        scale, zero = groupwise.searched(part, grid, curvature.weights)
         restored = groupwise.restore(groupwise.round_to(part, scale, zero, grid), scale, zero)
         extra = _SCALE_BITS + (0 if symmetric else bits)
         size = weight.size * (bits + extra / group) / 8

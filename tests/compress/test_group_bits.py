@@ -95,6 +95,33 @@ def test_the_cost_of_a_language_model_is_twice_the_divergence() -> None:
     assert np.mean(costs) / 2 == pytest.approx(np.mean(divergences), rel=0.25)
 
 
+def test_a_head_costs_what_its_frequent_tokens_cost() -> None:
+    """Of 5,000 rows three carry all of the gradient, between those that are tried evenly."""
+    outputs = np.zeros(5000)
+    outputs[[13, 1777, 4002]] = [0.5, 0.3, 0.2]
+    curvature = Curvature(outputs, np.array([2.0, 4.0]))
+    rows = curvature.rows(5000)
+    assert {13, 1777, 4002} <= set(rows) and len(rows) < 500
+    error = np.full((len(rows), 2), 0.1)
+    assert curvature.cost(error, rows) == pytest.approx(0.01 * (2 + 4) * 1.0)
+
+
+@torch.no_grad()
+def test_a_tied_table_has_the_cost_of_both_its_readers() -> None:
+    module = Head().eval()
+    module.head.weight = module.table.weight
+    samples = [(torch.arange(12)[None],)]
+    graph = capture(module, samples[0])
+    layers = [n for n in graph.graph.nodes if n.target in (aten.linear.default, aten.embedding.default)]
+    with torch.enable_grad():
+        found, _ = group_bits.measured(graph, layers, samples)
+    (both,) = found.values()
+    error, rows = np.full((12, 16), 0.1), np.arange(12)
+    parts = [Curvature(both.outputs, both.inputs), Curvature(table=both.table)]
+    costs = [part.cost(error, rows) for part in parts]
+    assert min(costs) > 0 and both.cost(error, rows) == pytest.approx(sum(costs))
+
+
 options = st.lists(
     st.lists(st.tuples(st.integers(1, 9), st.integers(0, 99)), min_size=1, max_size=4), min_size=1, max_size=4
 )
