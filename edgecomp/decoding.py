@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from edgecomp import checkpoint, files, manifest, models, progress, registry
-from edgecomp.errors import InputError, ModelError
+from edgecomp.errors import DataError, InputError, ModelError
 from edgecomp.language import bundle, cache, checks, weights
 from edgecomp.language.bundle import Bundle
 from edgecomp.language.decoder import Decoder
@@ -88,6 +88,7 @@ def export(
     decided = weights.of(candidate)
     a = decided.decoder.architecture
     text.check(a.vocabulary)
+    _check_ids(source, a.vocabulary)
     checks.check_memory(8 * sum(p.numel() for p in decided.decoder.parameters()), "exporting this decoder")
     for wish in wishes:
         if wish.room > a.context:
@@ -139,6 +140,15 @@ def _rows(source: DataSource | None) -> list[torch.Tensor]:
     if any(r.dtype != torch.int64 or r.dim() != 2 for r in found):
         raise InputError("calibration text must be rows of token ids, int64 [N, T]")
     return found
+
+
+def _check_ids(source: DataSource | None, vocabulary: int) -> None:
+    for row in _rows(source):
+        if int(row.min()) < 0 or int(row.max()) >= vocabulary:
+            raise DataError(
+                f"the calibration text holds id {int(row.max())}; the model's vocabulary has {vocabulary}, from "
+                "0: was it tokenized for another model?"
+            )
 
 
 def _sample(source: DataSource | None, decided: DecoderWeights, wish: Wish) -> np.ndarray:

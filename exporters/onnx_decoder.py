@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgecomp import files, manifest
-from edgecomp.errors import InputError
+from edgecomp.errors import InputError, UnsupportedOpError
 from edgecomp.exporters import onnx_int4
 from edgecomp.exporters.onnx_graph import IR_VERSION, OPSET, Builder
 from edgecomp.language.architecture import Architecture
@@ -27,6 +27,8 @@ from edgecomp.language.weights import DecoderWeights
 from edgecomp.spec import Artifact, Candidate, Data, Problem, TensorQuantization, TensorSpec
 
 _CACHE_TYPES = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8, "int4": TensorProto.UINT8}
+_HEAD_MULTIPLE = 16
+"""Of rotated heads, as ONNX Runtime 1.31 says when it runs one that is not."""
 _LEVELS = {"int8": 4, "float": 1}
 _BITS = {"float32": 32, "int8": 8, "int4": 4}
 
@@ -49,8 +51,15 @@ def export(
     `chunk` is for formats of fixed shape; here any number of tokens can be run at once. `activations`: of
     4-bit weights, rounded to int8 in blocks or float; `accuracy_level`: ONNX Runtime's number for it, if set.
 
-    Raises InputError when onnx-int4 has no plan of weights, or a cache of few bits has no scales.
+    Raises InputError when onnx-int4 has no plan of weights, or a cache of few bits has no scales;
+    UnsupportedOpError for heads that ONNX Runtime's attention does not take.
     """
+    width = weights.decoder.architecture.head_width
+    if width % _HEAD_MULTIPLE:
+        raise UnsupportedOpError(
+            f"the decoder's heads are {width} wide, and ONNX Runtime's GroupQueryAttention takes multiples "
+            f"of {_HEAD_MULTIPLE}; export it to TFLite or Core ML instead"
+        )
     if target == "onnx-int4" and not weights.plan:
         raise InputError("onnx-int4 needs weights in groups: run quantize-weights first")
     check_scales(storage, scales)

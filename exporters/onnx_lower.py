@@ -84,7 +84,7 @@ class Lowering:
         name = self.stored[str(node.target)]
         if array.size < _SHARED or any(user.target in WEIGHTED for user in node.users):
             return name
-        key = (array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array)).digest())
+        key = (array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
         return self._tables.setdefault(key, name)
 
     def _stores(self, layer: Node, operand: Node) -> bool:

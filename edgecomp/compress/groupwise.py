@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -117,6 +117,7 @@ class QuantizeWeights:
         chooser = Chooser(graph_module, self, floats)
         if self.needs_data and source is not None:
             samples = list(observe.tensor_batches(source, self.samples))
+            _check_ids(chooser.graph_module, chooser.tables, samples)
             chooser.choose_widths(samples)
             chooser.by_inputs(samples)
         else:
@@ -369,3 +370,21 @@ def _arrays(q: TensorQuantization) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _key(settings: QuantizeWeights) -> str:
     told = {k: v for k, v in asdict(settings).items() if k != "work"}
     return repr(sorted(told.items(), key=lambda item: item[0]))
+
+
+def _check_ids(
+    graph_module: GraphModule, tables: Sequence[Node], samples: Sequence[tuple[Tensor, ...]]
+) -> None:
+    """Raise DataError where calibration text names a row that an embedding does not have."""
+    inputs = graph_module.graph.find_nodes(op="placeholder")
+    for table in tables:
+        if table.args[1] not in inputs:
+            continue
+        place, rows = inputs.index(table.args[1]), len(constants.value_of(graph_module, table.args[0]))
+        for sample in samples:
+            low, high = int(sample[place].min()), int(sample[place].max())
+            if low < 0 or high >= rows:
+                raise DataError(
+                    f"the calibration data holds id {high if high >= rows else low}; the embedding "
+                    f"has {rows} rows, from 0: was the text tokenized for another model?"
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from tiny_models import KINDS, Tokens, ids, tiny
 
 from edgecomp.compress.groupwise import QuantizeWeights
-from edgecomp.errors import InputError, ModelError
+from edgecomp.errors import InputError, ModelError, UnsupportedOpError
 from edgecomp.exporters.onnx_decoder import export
 from edgecomp.language import cache, weights
 from edgecomp.language.decoder import Decoder, from_transformers
@@ -121,3 +122,11 @@ def test_key_scales_hold_at_positions_that_calibration_never_saw() -> None:
         _, keys, _ = layer(x, cos, sin, torch.zeros(12, 12))
         largest = keys[0].abs().amax(1).reshape(-1).numpy()
         assert (largest <= 127.01 * scales.keys[0]).all()
+
+
+def test_heads_that_onnx_runtime_does_not_take_are_refused(tmp_path: Path) -> None:
+    a = replace(from_transformers(tiny("llama")).architecture, head_width=24)
+    decoder = Decoder(a, [torch.ones(12) for _ in range(a.layers)])
+    found = Candidate(decoder, (TensorSpec("ids", (1, 24), "int64"),))
+    with pytest.raises(UnsupportedOpError, match="24 wide.*multiples of 16"):
+        export(found, weights.of(found), tmp_path / "m.onnx", target="onnx-fp32", room=32)

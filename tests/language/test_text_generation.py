@@ -14,7 +14,7 @@ from tiny_models import KINDS, SENTENCES, Tokens, tokenizer_folder
 
 from edgecomp import decoding
 from edgecomp.cli import main
-from edgecomp.errors import ArtifactError, InputError, ModelError
+from edgecomp.errors import ArtifactError, DataError, InputError, ModelError
 from edgecomp.language import bundle, checks
 from edgecomp.language.architecture import Architecture
 from edgecomp.language.bundle import Bundle
@@ -250,6 +250,16 @@ def test_greedy_text_is_what_the_decoder_itself_would_say(model: str, tmp_path: 
         for _ in range(8):
             ids.append(int(decoder(torch.tensor([ids]))[0, -1].argmax()))
     assert said == session.text.text(ids[begun:])
+
+
+def test_ids_that_the_model_does_not_have_are_named(model: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "wrong.npy", np.full((4, 32), 5000))
+    wish = decoding.Wish("onnx-fp32", 64, "int8")
+    with pytest.raises(DataError, match="holds id 5000; the model's vocabulary has 320"):
+        decoding.export(model, [wish], tmp_path, tmp_path / "out", str(tmp_path / "wrong.npy"))
+    words = ("quantize", model, "--groups", "--calib", tmp_path / "wrong.npy", "--out", tmp_path / "q.pt")
+    code, out = run(*words)
+    assert code == 2 and "holds id 5000; the embedding has 320 rows" in out
 
 
 def test_bad_input_is_found_before_work(model: str, tmp_path: Path) -> None:
