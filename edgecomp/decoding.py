@@ -146,8 +146,8 @@ def _check_ids(source: DataSource | None, vocabulary: int) -> None:
     for row in _rows(source):
         if int(row.min()) < 0 or int(row.max()) >= vocabulary:
             raise DataError(
-                f"the calibration text holds id {int(row.max())}; the model's vocabulary has {vocabulary}, from "
-                "0: was it tokenized for another model?"
+                f"the calibration text holds id {int(row.max())}; the model's vocabulary has {vocabulary}, "
+                "from 0: was it tokenized for another model?"
             )
 
 
