@@ -96,7 +96,7 @@ def test_descent_mends_what_rounding_to_nearest_did() -> None:
 
 
 def test_a_scale_at_which_all_weights_lie_on_the_grid_is_found() -> None:
-    """0.5 and 1.05 in steps of 0.5 leave 0.05; in steps of 0.5125 0.0125 and 0.025; in steps of 0.525 0.025."""
+    """0.5 and 1.05 in steps of 0.5 err by 0.05; of 0.5125 by 0.0125 and 0.025; of 0.525 by 0.025 only."""
     weight, moments = np.array([[[0.5, 1.05]]]), np.eye(2)[None]
     scale = gptq.aligned_scales(weight, moments, np.array([[0.5]]), 7, (1.0, 1.025, 1.05))
     assert np.isclose(scale.item(), 0.525)
