@@ -331,9 +331,16 @@ def _name_tensors(lowering: Lowering, inputs: Sequence[Tensor], outputs: Sequenc
 
 
 def _layouts(lowering: Lowering) -> dict[str, list[int]]:
-    """Tensor name -> layout, for results not stored in torch's order; [] when an axis is shuffled."""
+    """Tensor name -> layout, for results not stored in torch's order; [] when an axis is shuffled.
+
+    Of several nodes that share a tensor, the layout is that of the first, which gave it the name.
+    """
+    first = {}
+    for value in lowering.values.values():
+        if isinstance(value, Value):
+            first.setdefault(value.tensor.name, value)
     return {
-        value.tensor.name: [] if value.order is not None else list(value.perm)
-        for value in lowering.values.values()
-        if isinstance(value, Value) and (value.order is not None or value.perm != identity(len(value.perm)))
+        name: [] if value.order is not None else list(value.perm)
+        for name, value in first.items()
+        if value.order is not None or value.perm != identity(len(value.perm))
     }

@@ -301,3 +301,19 @@ def test_efficientnet_lite0(efficientnet: nn.Module, tmp_path: Path) -> None:
     step = integer.outputs[0].scale
     assert step is not None
     assert np.mean(np.abs(found - fake) <= 2.5 * step) > 0.95
+
+
+class Heads(nn.Module):
+    """Splits a width into two heads, as attention does: the permuted heads lie in the tensor of the split."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = (x * 2.0).view(1, 5, 2, 3).permute(0, 2, 1, 3)
+        return heads @ heads.transpose(-1, -2)
+
+
+def test_a_tensor_that_nodes_share_has_the_layout_of_the_one_that_names_it(tmp_path: Path) -> None:
+    x = torch.randn(1, 5, 6, generator=torch.Generator().manual_seed(0))
+    artifact = export(candidate(Heads(), x), tmp_path, "tflite-fp32")
+    found = RUNTIME.open(artifact.path).layers([x.numpy()])
+    split = next(name for name in found if name.startswith(("view", "reshape")))
+    np.testing.assert_allclose(found[split], (x * 2.0).view(1, 5, 2, 3).numpy(), rtol=1e-6)
