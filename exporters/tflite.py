@@ -335,7 +335,7 @@ def _layouts(lowering: Lowering) -> dict[str, list[int]]:
 
     Of several nodes that share a tensor, the layout is that of the first, which gave it the name.
     """
-    first = {}
+    first: dict[str, Value] = {}
     for value in lowering.values.values():
         if isinstance(value, Value):
             first.setdefault(value.tensor.name, value)
