@@ -24,12 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import language_texts
 import numpy as np
 import smollm2_model
 import smollm2_peers as peers
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from edgecomp.compress.groupwise import QuantizeWeights
 from edgecomp.exporters.onnx_decoder import export
@@ -199,11 +198,7 @@ def small_cache(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--texts", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
+    parser = smollm2_model.parser(__doc__)
     parser.add_argument("--only", default="perplexity,speed,cache")
     parser.add_argument("--groups", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--methods", nargs="*", help="Only methods whose name holds one of these words.")
@@ -217,10 +212,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     decoder = from_transformers(LlamaForCausalLM.from_pretrained(arguments.model))
-    coder = AutoTokenizer.from_pretrained(arguments.model)
-    texts = language_texts.load(arguments.texts)
-    train = [smollm2_model.tokens(t, coder) for t in texts.train.values()]
-    streams = {n: smollm2_model.tokens(t, coder) for n, t in texts.evaluation.items()}
+    train, streams = smollm2_model.streams(arguments.model, arguments.texts)
     streams = {n: s for n, s in streams.items() if not arguments.names or n in arguments.names}
     rows = rows_of(train, arguments.rows)
     result: dict[str, Any] = {}

@@ -11,16 +11,14 @@ table counts once.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-import language_texts
 import smollm2
 import smollm2_model
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from edgecomp.language.decoder import from_transformers
 from edgecomp.spec import Candidate
@@ -34,11 +32,7 @@ def stored_bytes(candidate: Candidate) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--texts", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
+    parser = smollm2_model.parser(__doc__)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
     parser.add_argument("--budgets", type=int, nargs="*", default=[], help="Only mixed bits in these bytes.")
     parser.add_argument("--group", type=int, default=32)
@@ -48,10 +42,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     decoder = from_transformers(LlamaForCausalLM.from_pretrained(arguments.model))
-    coder = AutoTokenizer.from_pretrained(arguments.model)
-    texts = language_texts.load(arguments.texts)
-    train = [smollm2_model.tokens(t, coder) for t in texts.train.values()]
-    streams = {n: smollm2_model.tokens(t, coder) for n, t in texts.evaluation.items()}
+    train, streams = smollm2_model.streams(arguments.model, arguments.texts)
     rows = smollm2.rows_of(train, arguments.rows)
     results: list[dict[str, Any]] = []
 

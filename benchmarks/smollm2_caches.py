@@ -18,12 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import language_texts
 import numpy as np
 import smollm2
 import smollm2_model
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from edgecomp import registry
 from edgecomp.language import cache, weights
@@ -69,11 +68,7 @@ def measured(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--texts", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
+    parser = smollm2_model.parser(__doc__)
     parser.add_argument("--formats", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--caches", nargs="+", default=["float32", "int8", "int4"])
     parser.add_argument("--tflite-tokens", type=int, default=2048)
@@ -84,10 +79,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.tokens = {"tflite": arguments.tflite_tokens, "coreml": arguments.coreml_tokens}
     decoder = from_transformers(LlamaForCausalLM.from_pretrained(arguments.model))
-    coder = AutoTokenizer.from_pretrained(arguments.model)
-    texts = language_texts.load(arguments.texts)
-    train = [smollm2_model.tokens(t, coder) for t in texts.train.values()]
-    streams = {n: smollm2_model.tokens(t, coder) for n, t in texts.evaluation.items()}
+    train, streams = smollm2_model.streams(arguments.model, arguments.texts)
     samples = [torch.from_numpy(r)[None] for r in smollm2.rows_of(train, arguments.rows)]
     results = []
     for form in arguments.formats:

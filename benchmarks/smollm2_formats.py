@@ -19,12 +19,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import language_texts
 import numpy as np
 import smollm2
 import smollm2_model
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from edgecomp import checkpoint, registry
 from edgecomp.graph import capture
@@ -97,11 +96,7 @@ def compare(said: dict[str, np.ndarray], close: np.ndarray) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--texts", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
+    parser = smollm2_model.parser(__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--method", default="gptq")
     parser.add_argument("--calibration", type=int, default=16, help="Rows of 256 tokens.")
@@ -110,12 +105,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    coder = AutoTokenizer.from_pretrained(arguments.model)
-    texts = language_texts.load(arguments.texts)
-    train = [smollm2_model.tokens(t, coder) for t in texts.train.values()]
-    streams = [smollm2_model.tokens(t, coder) for t in texts.evaluation.values()]
+    train, evaluation = smollm2_model.streams(arguments.model, arguments.texts)
     candidate = decided(arguments, smollm2.rows_of(train, 2 * (arguments.calibration // 2)))
-    rows = smollm2.rows_of(streams, 2 * max(arguments.rows // 2, 1))[:, :LENGTH]
+    rows = smollm2.rows_of(list(evaluation.values()), 2 * max(arguments.rows // 2, 1))[:, :LENGTH]
     reference = reference_of(candidate, rows)
     top = np.sort(reference, -1)[:, -2:]
     close = top[:, 1] - top[:, 0] < _TIE

@@ -21,7 +21,7 @@ import language_texts
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from smollm2_gguf import dequantized, tokenizer
@@ -30,6 +30,23 @@ from smollm2_gguf import dequantized, tokenizer
 def tokens(text: str, coder: Any) -> Tensor:
     """[n] int64; no special tokens."""
     return torch.tensor(coder(text, add_special_tokens=False, verbose=False).input_ids)
+
+
+def streams(model: Path, texts: Path) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Token streams [n] int64 by a model folder's tokenizer: to train on, and by name to evaluate on."""
+    coder, found = AutoTokenizer.from_pretrained(model), language_texts.load(texts)
+    train = [tokens(text, coder) for text in found.train.values()]
+    return train, {name: tokens(text, coder) for name, text in found.evaluation.items()}
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with what every script on this model is told: the texts and the model's folder."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--texts", type=Path, required=True)
+    made.add_argument("--model", type=Path, required=True)
+    return made
 
 
 def fine_tune(model: LlamaForCausalLM, streams: list[Tensor], steps: int, window: int, rate: float) -> None:
