@@ -143,7 +143,7 @@ class PruneChannels:
         def remaining(sparsity: float) -> int:
             return left(self._units(groups, scores, sparsity, ruled))
 
-        smallest = _smallest(remaining, budget, self.max_sparsity, f"{total:,} {what}")
+        smallest = _smallest(remaining, budget, self.max_sparsity, total, what)
         units = self._units(groups, scores, smallest, ruled)
         return self._put_back(groups, scores, units, ruled, lambda u: left(u) <= budget)
 
@@ -326,13 +326,13 @@ def _failure(module: nn.Module, groups: Sequence[Group], inputs: tuple[Tensor, .
     return None
 
 
-def _smallest(remaining: Callable[[float], int], budget: float, most: float, total: str) -> float:
+def _smallest(remaining: Callable[[float], int], budget: float, most: float, total: int, what: str) -> float:
     """The smallest sparsity with which what remains of `total` fits the budget, else ModelError."""
     least = remaining(most)
     if least > budget:
         raise ModelError(
-            f"{least:,} {total.split()[1]} remain at max_sparsity {most}, the budget is {int(budget):,} of "
-            f"{total}; raise the budget or max_sparsity, or lower round_to"
+            f"{least:,} {what} remain at max_sparsity {most}, the budget is {int(budget):,} of "
+            f"{total:,} {what}; raise the budget or max_sparsity, or lower round_to"
         )
     low, high = 0.0, most
     for _ in range(_SEARCH_STEPS):

@@ -8,7 +8,7 @@ Shapes: weights [groups, out, d], Hessians (sums of x x^T over inputs) [groups, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -34,14 +34,22 @@ def clipped_scales(
 ) -> np.ndarray:
     """For each output the scale, among `shares` of min-max, with the least error on the inputs: e H e^T."""
     largest = np.abs(weight).max(axis=2)
-    best, best_error = largest / qmax, np.full(largest.shape, np.inf)
-    for share in shares:
-        scale = np.maximum(largest * share / qmax, 2.0**-40)
-        error = weight - nearest(weight, scale, qmax) * scale[:, :, None]
+    tried = (np.maximum(largest * share / qmax, 2.0**-40) for share in shares)
+    best = _least_error(weight, hessian, largest / qmax, tried, lambda scale: nearest(weight, scale, qmax))
+    return np.maximum(best, 2.0**-40)
+
+
+def _least_error(
+    weight: np.ndarray, hessian: np.ndarray, start: np.ndarray, tried: Iterable[np.ndarray], rounded: Nearest
+) -> np.ndarray:
+    """For each output the first of the scales tried whose integers, `rounded(scale)`, err least: e H e^T."""
+    best, best_error = start, np.full(start.shape, np.inf)
+    for scale in tried:
+        error = weight - rounded(scale) * scale[:, :, None]
         cost = np.einsum("god,god->go", error @ hessian, error)
         better = cost < best_error
         best, best_error = np.where(better, scale, best), np.where(better, cost, best_error)
-    return np.maximum(best, 2.0**-40)
+    return best
 
 
 def nearest(weight: np.ndarray, scale: np.ndarray, qmax: int) -> np.ndarray:
@@ -60,15 +68,10 @@ def aligned_scales(
     A few weights meet the grid better at one scale than at the next; the sum over many hardly differs. Each
     share costs a whole rounding: for depthwise layers.
     """
-    moments = damped(hessian)
-    best, best_error = scale, np.full(scale.shape, np.inf)
-    for share in shares:
-        tried = scale * share
-        error = weight - round_weights(weight, hessian, tried, qmax) * tried[:, :, None]
-        cost = np.einsum("god,god->go", error @ moments, error)
-        better = cost < best_error
-        best, best_error = np.where(better, tried, best), np.where(better, cost, best_error)
-    return best
+    tried = (scale * share for share in shares)
+    return _least_error(
+        weight, damped(hessian), scale, tried, lambda each: round_weights(weight, hessian, each, qmax)
+    )
 
 
 def round_weights(weight: np.ndarray, hessian: np.ndarray, scale: np.ndarray, qmax: int) -> np.ndarray:
